@@ -1,0 +1,103 @@
+"""Attention in plain XLA, for any device: the other backends' oracle and the CPU's workhorse.
+
+Never materialises scores above a block: long rows go through queries in chunks, and rows with bounded segments become many
+short rows that look only at their neighbourhood.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+if TYPE_CHECKING:
+    from videoauto_jax.kernels.attention import Mask, Partial
+
+MAX_SCORES = 2**22
+"""Scores of one head and row that may exist at once (16 MiB in float32)."""
+
+
+def attend(q: Array, k: Array, v: Array, mask: "Mask") -> "Partial":
+    """See `videoauto_jax.kernels.attention.attend`."""
+    length = q.shape[1]
+    bound = mask.segment_bound
+    if bound is not None and 3 * bound < length:
+        return _banded(q, k, v, mask.query_segments, mask.causal, bound)
+    indices = (jnp.arange(length), jnp.arange(k.shape[1])) if mask.causal else None
+    if length * k.shape[1] <= MAX_SCORES:
+        return _dense(q, k, v, _allowed(mask.query_segments, mask.key_segments, indices))
+    return _chunked(q, k, v, mask)
+
+
+def _allowed(
+    query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"], indices: tuple[Array, Array] | None
+) -> Bool[Array, "B T S"]:
+    allowed = (query_segments[..., :, None] == key_segments[..., None, :]) & (key_segments[..., None, :] > 0)
+    if indices is not None:
+        queries, keys = indices
+        allowed &= keys[..., None, :] <= queries[..., :, None]
+    return allowed
+
+
+def _dense(q: Array, k: Array, v: Array, allowed: Bool[Array, "B T S"]) -> "Partial":
+    rows, length, heads, size = q.shape
+    grouped = q.reshape(rows, length, k.shape[2], heads // k.shape[2], size)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
+    allowed = allowed[:, None, None]
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-1e30))
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1)
+    seen = total > 0
+    safe = jnp.where(seen, total, 1.0)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = out / jnp.moveaxis(safe, -1, 1)[..., None]
+    lse = jnp.where(seen, top[..., 0] + jnp.log(safe), -jnp.inf)
+    return out.reshape(q.shape).astype(q.dtype), jnp.moveaxis(lse, -1, 1).reshape(rows, length, heads)
+
+
+def _chunked(q: Array, k: Array, v: Array, mask: "Mask") -> "Partial":
+    """Queries in chunks, one after the other; the backward pass recomputes each chunk's scores."""
+    rows, length = q.shape[:2]
+    chunk = max(1, MAX_SCORES // k.shape[1])
+    count = -(-length // chunk)
+    split = lambda x: jnp.moveaxis(_pad(x, 0, count * chunk - length).reshape(rows, count, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
+
+    @jax.checkpoint
+    def one(piece: tuple[Array, Array, Array]) -> "Partial":
+        q_chunk, segments, start = piece
+        indices = (start + jnp.arange(chunk), jnp.arange(k.shape[1])) if mask.causal else None
+        return _dense(q_chunk, k, v, _allowed(segments, mask.key_segments, indices))
+
+    out, lse = jax.lax.map(one, (split(q), split(mask.query_segments), jnp.arange(count) * chunk))
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :length]  # noqa: E731
+    return join(out), join(lse)
+
+
+def _banded(q: Array, k: Array, v: Array, segments: Int[Array, "B T"], causal: bool, bound: int) -> "Partial":
+    """Chunks of `bound` queries; each sees its own chunk and the neighbours that a segment can reach into."""
+    rows, length = segments.shape
+    count = -(-length // bound)
+    tail = count * bound - length
+    after = 0 if causal else bound
+
+    def windows(x: Array) -> Array:
+        padded = _pad(x, bound, tail + after)
+        starts = range(2 if causal else 3)
+        pieces = [padded[:, i * bound : (i + count) * bound].reshape(rows, count, bound, *x.shape[2:]) for i in starts]
+        return _fold(jnp.concatenate(pieces, axis=2))
+
+    chunks = lambda x: _fold(_pad(x, 0, tail).reshape(rows, count, bound, *x.shape[2:]))  # noqa: E731
+    key_segments = windows(segments)
+    indices = (jnp.arange(bound) + bound, jnp.arange(key_segments.shape[1])) if causal else None
+    out, lse = _dense(chunks(q), windows(k), windows(v), _allowed(chunks(segments), key_segments, indices))
+    join = lambda x: x.reshape(rows, count * bound, *x.shape[2:])[:, :length]  # noqa: E731
+    return join(out), join(lse)
+
+
+def _pad(x: Array, before: int, after: int) -> Array:
+    return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _fold(x: Float[Array, "B C ..."]) -> Float[Array, "BC ..."]:
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

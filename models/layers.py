@@ -1,0 +1,52 @@
+"""Building blocks shared by the decoder and the vision towers."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+WEIGHT_INIT = nnx.initializers.normal(0.02)
+
+
+class Projection(nnx.Einsum):
+    """A linear map whose kernel keeps its meaningful axes (`[D, N, H]` rather than `[D, N * H]`)."""
+
+    def __init__(
+        self,
+        equation: str,
+        kernel_shape: tuple[int, ...],
+        *,
+        bias_shape: tuple[int, ...] | None = None,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            equation, kernel_shape, bias_shape, dtype=dtype, param_dtype=param_dtype, kernel_init=WEIGHT_INIT, rngs=rngs
+        )
+
+
+def rms_norm(size: int, eps: float, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """Root-mean-square norm over the last axis, statistics in float32."""
+    return nnx.RMSNorm(size, epsilon=eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def layer_norm(size: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm with HF's vision epsilon; the two-pass variance is the one that matches to 1e-5."""
+    return nnx.LayerNorm(
+        size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
+    )
+
+
+def stack(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
+    """`count` modules of one shape as one module whose parameters have a leading layer axis."""
+    return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=count)(rngs.fork(split=count))
+
+
+def as_float32(x):
+    """Casts to float32, the dtype of logits, log-probabilities and statistics."""
+    return jnp.asarray(x, jnp.float32)

@@ -1,0 +1,91 @@
+"""Logical axes of parameters and activations, and how they fall on a mesh.
+
+One table names the axes of every parameter by its path; a layout maps those names to mesh axes. Nothing else in the project
+decides where an array lives.
+"""
+
+import re
+
+import jax
+from jax.sharding import PartitionSpec
+
+from videoauto_jax.errors import ModelError
+
+BATCH_AXES = ("data", "fsdp")
+
+LAYOUTS: dict[str, dict[str, str]] = {
+    "train": {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"},
+    "rollout": {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"},
+}
+"""Logical axis -> mesh axis, for the two layouts in which the same weights live."""
+
+_PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"text/embed/embedding", ("vocab", "embed")),
+    (r"text/layers/attention/q/kernel", (None, "embed", "heads", None)),
+    (r"text/layers/attention/[kv]/kernel", (None, "embed", "kv_heads", None)),
+    (r"text/layers/attention/o/kernel", (None, "heads", None, "embed")),
+    (r"text/layers/mlp/(gate|up)/kernel", (None, "embed", "mlp")),
+    (r"text/layers/mlp/down/kernel", (None, "mlp", "embed")),
+    (r"head/kernel", ("embed", "vocab")),
+    (r"vision/patch_embed/kernel", (None, "embed")),
+    (r"vision/position_embed/embedding", (None, "embed")),
+    (r"vision/blocks/attention/qkv/kernel", (None, "embed", None, "heads", None)),
+    (r"vision/blocks/attention/qkv/bias", (None, None, "heads", None)),
+    (r"vision/blocks/attention/proj/kernel", (None, "heads", None, "embed")),
+    (r"vision/blocks/mlp/fc1/kernel", (None, "embed", "mlp")),
+    (r"vision/blocks/mlp/fc1/bias", (None, "mlp")),
+    (r"vision/blocks/mlp/fc2/kernel", (None, "mlp", "embed")),
+    (r"merger/fc1/kernel", ("embed", "mlp")),
+    (r"merger/fc2/kernel", ("mlp", "embed")),
+    (r"deepstack_mergers/fc1/kernel", (None, "embed", "mlp")),
+    (r"deepstack_mergers/fc2/kernel", (None, "mlp", "embed")),
+    (r".*(norm\w*|bias)(/scale|/bias)?", ()),
+)
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, layout: str = "train") -> PartitionSpec:
+    """Where a parameter lives on `mesh`.
+
+    A dimension that its mesh axis does not divide stays whole (a tiny model on a wide mesh, four KV heads on eight devices).
+
+    Args:
+        path: slash-separated path, as `videoauto_jax.models.qwen_vl.parameter_paths` gives.
+        shape: the parameter's shape.
+        mesh: the device mesh.
+        layout: a key of `LAYOUTS`.
+
+    Raises:
+        ModelError: the table does not know the path, or a mesh axis would be used twice for one array.
+    """
+    axes = logical_axes(path)
+    rules = LAYOUTS[layout]
+    chosen = [rules.get(axis) if axis else None for axis in axes]
+    placed = [axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None for axis, size in zip(chosen, shape)]
+    used = [axis for axis in placed if axis]
+    if len(used) != len(set(used)):
+        raise ModelError(f"layout {layout!r} uses a mesh axis twice for {path}", fix="Correct models/partition.py")
+    return PartitionSpec(*placed)
+
+
+def logical_axes(path: str) -> tuple[str | None, ...]:
+    """The logical axis names of a parameter; empty if it is replicated whatever its rank."""
+    for pattern, axes in _PARAMETERS:
+        if re.fullmatch(pattern, path):
+            return axes
+    raise ModelError(f"no sharding rule for parameter {path}", fix="Add it to models/partition.py")
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Keeps an activation's first axis on the batch axes of the mesh in use; does nothing without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    if not axes or x.shape[0] % _product(mesh.shape[axis] for axis in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def _product(numbers) -> int:
+    result = 1
+    for number in numbers:
+        result *= number
+    return result

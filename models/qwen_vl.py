@@ -1,0 +1,120 @@
+"""The whole model: vision tower, mergers, decoder, head (HF `Qwen3VLForConditionalGeneration`)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from videoauto_jax.kernels.attention import group_attention, self_attention
+from videoauto_jax.models.config import QwenVLConfig
+from videoauto_jax.models.inputs import ModelInputs, VisionInputs
+from videoauto_jax.models.layers import Projection, stack
+from videoauto_jax.models.qwen3_vision import PatchMerger, VisionEmbeddings, VisionFeatures, VisionTower
+from videoauto_jax.models.text import Attention, Decoder
+
+
+class QwenVL(nnx.Module):
+    """A video language model.
+
+    Args:
+        config: the model's facts.
+        dtype: dtype of activations and matrix products.
+        param_dtype: dtype in which parameters are stored.
+        rngs: random keys of the initial parameters.
+    """
+
+    def __init__(self, config: QwenVLConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config = config
+        options = {"dtype": dtype, "param_dtype": param_dtype}
+        vision, text = config.vision, config.text
+        self.vision = VisionTower(vision, **options, rngs=rngs)
+        self.merger = PatchMerger(vision, join_first=False, **options, rngs=rngs)
+        self.deepstack_mergers = stack(
+            lambda keys: PatchMerger(vision, join_first=True, **options, rngs=keys), len(vision.deepstack_layers), rngs
+        )
+        self.text = Decoder(text, **options, rngs=rngs)
+        if not text.tied_head:
+            self.head = Projection("...d,dv->...v", (text.hidden_size, text.vocab_size), **options, rngs=rngs)
+
+    def __call__(self, inputs: ModelInputs) -> Float[Array, "B T V"]:
+        """Logits of every slot in float32. Training never calls this: it needs `[B, T, V]` at once."""
+        return self.logits(self.hidden(inputs))
+
+    def encode_vision(self, vision: VisionInputs, *, remat: bool = False) -> VisionFeatures:
+        """The frozen tower's features, to be kept and reused."""
+        return self.vision(vision, remat=remat)
+
+    def merge_vision(self, features: VisionFeatures) -> VisionEmbeddings:
+        """The trained mergers' embeddings of the tower's features."""
+        graph, weights = nnx.split(self.deepstack_mergers)
+        deepstack = jax.vmap(lambda weight, x: nnx.merge(graph, weight)(x))(weights, features.deepstack)
+        return VisionEmbeddings(self.merger(features.last), deepstack)
+
+    def embed(
+        self, token_ids: Int[Array, "B T"], vision_index: Int[Array, "B T"], embeddings: VisionEmbeddings | None
+    ) -> Float[Array, "B T D"]:
+        """Input embeddings, visual slots filled."""
+        x = self.text.embed(token_ids)
+        if embeddings is None:
+            return x
+        return jnp.where(vision_index[..., None] >= 0, embeddings.slots[jnp.maximum(vision_index, 0)], x)
+
+    def forward(
+        self, inputs: ModelInputs, attention: Attention, features: VisionFeatures | None = None, *, remat: bool = False
+    ) -> tuple[Float[Array, "B T D"], object]:
+        """Hidden states under any attention, and what it yields per layer (a cache, for instance).
+
+        Args:
+            inputs: the batch; its patches are not read if `features` are given.
+            attention: see `videoauto_jax.models.text.Attention`.
+            features: the tower's features of `inputs.vision`, computed earlier.
+            remat: recompute activations in the backward pass.
+        """
+        if features is None and inputs.vision is not None:
+            features = self.encode_vision(inputs.vision, remat=remat)
+        embeddings = None if features is None else self.merge_vision(features)
+        x = self.embed(inputs.token_ids, inputs.vision_index, embeddings)
+        deepstack = None if embeddings is None else (embeddings.deepstack, inputs.vision_index)
+        return self.text(x, inputs.positions, attention, deepstack=deepstack, remat=remat)
+
+    def hidden(
+        self,
+        inputs: ModelInputs,
+        features: VisionFeatures | None = None,
+        *,
+        prompt_length: int | None = None,
+        branch_bound: int | None = None,
+        remat: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of ordinary rows, or of group rows if `prompt_length` is given.
+
+        Args:
+            inputs: the batch.
+            features: the tower's features of `inputs.vision`, computed earlier.
+            prompt_length: static length of the prompt's part of group rows (`kernels.attention.group_attention`).
+            branch_bound: static upper bound on the length of one branch of a group row.
+            remat: recompute activations in the backward pass.
+        """
+        segments = inputs.segment_ids
+
+        def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, None]:
+            if prompt_length is None:
+                return self_attention(q, k, v, segments, causal=True), None
+            out = group_attention(q, k, v, segments, prompt_length=prompt_length, segment_bound=branch_bound)
+            return out, None
+
+        return self.forward(inputs, attention, features, remat=remat)[0]
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Logits in float32."""
+        if self.config.text.tied_head:
+            kernel = self.text.embed.embedding[...].astype(hidden.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return self.head(hidden).astype(jnp.float32)
+
+
+def parameter_paths(tree: nnx.State | nnx.Module) -> dict[str, jax.Array]:
+    """Flat `{"text/layers/mlp/up/kernel": array}` view of a model's parameters."""
+    state = nnx.state(tree, nnx.Param) if isinstance(tree, nnx.Module) else tree
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}

@@ -1,0 +1,124 @@
+"""The decoder: Qwen3 layers (grouped queries, q/k norm), stacked and scanned, with DeepStack features entering the first ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from videoauto_jax.models.config import TextConfig
+from videoauto_jax.models.layers import WEIGHT_INIT, Projection, rms_norm, stack
+from videoauto_jax.models.partition import constrain
+from videoauto_jax.models.rotary import Rotary, rotate, text_rotary
+
+Attention = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+"""`(q, k, v, cache of this layer) -> (out, what the layer yields)`, with q `[B, T, N, H]` and k, v `[B, T, K, H]`."""
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (HF `Qwen3VLTextMLP`)."""
+
+    def __init__(self, config: TextConfig, **options):
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.gate = Projection("...d,df->...f", (width, hidden), **options)
+        self.up = Projection("...d,df->...f", (width, hidden), **options)
+        self.down = Projection("...f,fd->...d", (hidden, width), **options)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query projections with per-head q/k norm (HF `Qwen3VLTextAttention`); the attention itself is passed in."""
+
+    def __init__(self, config: TextConfig, **options):
+        width, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+        self.q = Projection("...d,dnh->...nh", (width, heads, size), **options)
+        self.k = Projection("...d,dkh->...kh", (width, kv_heads, size), **options)
+        self.v = Projection("...d,dkh->...kh", (width, kv_heads, size), **options)
+        self.o = Projection("...nh,nhd->...d", (heads, size, width), **options)
+        self.q_norm = rms_norm(size, config.norm_eps, **options)
+        self.k_norm = rms_norm(size, config.norm_eps, **options)
+
+    def __call__(self, x: Array, rotary: Rotary, attention: Attention, cache: Any) -> tuple[Array, Any]:
+        q = rotate(self.q_norm(self.q(x)), rotary)
+        k = rotate(self.k_norm(self.k(x)), rotary)
+        out, yielded = attention(q, k, self.v(x), cache)
+        return self.o(out), yielded
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP (HF `Qwen3VLTextDecoderLayer`)."""
+
+    def __init__(self, config: TextConfig, **options):
+        self.attention_norm = rms_norm(config.hidden_size, config.norm_eps, **options)
+        self.attention = SelfAttention(config, **options)
+        self.mlp_norm = rms_norm(config.hidden_size, config.norm_eps, **options)
+        self.mlp = Mlp(config, **options)
+
+    def __call__(self, x: Array, rotary: Rotary, attention: Attention, cache: Any) -> tuple[Array, Any]:
+        out, yielded = self.attention(self.attention_norm(x), rotary, attention, cache)
+        x = x + out
+        return x + self.mlp(self.mlp_norm(x)), yielded
+
+
+class Decoder(nnx.Module):
+    """Token embedding, scanned layers and final norm (HF `Qwen3VLTextModel`)."""
+
+    def __init__(self, config: TextConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        options = {"dtype": dtype, "param_dtype": param_dtype}
+        self.embed = nnx.Embed(
+            config.vocab_size, config.hidden_size, **options, embedding_init=WEIGHT_INIT, rngs=rngs
+        )
+        self.layers = stack(lambda keys: DecoderLayer(config, **options, rngs=keys), config.num_layers, rngs)
+        self.norm = rms_norm(config.hidden_size, config.norm_eps, **options, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "3 B T"],
+        attention: Attention,
+        *,
+        caches: Any = None,
+        deepstack: tuple[Float[Array, "K M D"], Int[Array, "B T"]] | None = None,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Runs every layer.
+
+        Args:
+            x: input embeddings.
+            positions: M-RoPE positions of the tokens.
+            attention: called in each layer with its projections and its slice of `caches`.
+            caches: pytree with a leading layer axis, or None.
+            deepstack: features that are added after each of the first `K` layers, and the row of them each slot takes (-1: none).
+            remat: recompute a layer's activations in the backward pass.
+
+        Returns:
+            Normalised hidden states, and what `attention` yielded with a leading layer axis.
+        """
+        config = self.config
+        rotary = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x: Array, slices: tuple) -> tuple[Array, Any]:
+            index, weight, cache = slices
+            x, yielded = nnx.merge(graph, weight)(constrain(x), rotary, attention, cache)
+            return (x if deepstack is None else _add_deepstack(x, index, *deepstack)), yielded
+
+        body = jax.checkpoint(layer) if remat else layer
+        x, yielded = jax.lax.scan(body, x, (jnp.arange(config.num_layers), weights, caches))
+        return self.norm(x), yielded
+
+
+def _add_deepstack(x: Array, layer: Array, features: Float[Array, "K M D"], index: Int[Array, "B T"]) -> Array:
+    """Adds the layer's DeepStack features at the visual slots (HF `_deepstack_process`)."""
+
+    def add(x: Array) -> Array:
+        chosen = features[layer][jnp.maximum(index, 0)]
+        return x + jnp.where(index[..., None] >= 0, chosen, 0).astype(x.dtype)
+
+    return jax.lax.cond(layer < features.shape[0], add, lambda x: x, x)
