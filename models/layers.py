@@ -1,5 +1,6 @@
 """Building blocks shared by the decoder and the vision towers."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,11 +10,14 @@ from jax.typing import DTypeLike
 
 Module = TypeVar("Module", bound=nnx.Module)
 
-WEIGHT_INIT = nnx.initializers.normal(0.02)
+EMBED_INIT = nnx.initializers.normal(0.02)
 
 
 class Projection(nnx.Einsum):
-    """A linear map whose kernel keeps its meaningful axes (`[D, N, H]` rather than `[D, N * H]`)."""
+    """A linear map whose kernel keeps its meaningful axes (`[D, N, H]` rather than `[D, N * H]`).
+
+    A fresh kernel has variance 1 / fan-in, which models far narrower than the released ones need in order to learn at all.
+    """
 
     def __init__(
         self,
@@ -25,8 +29,11 @@ class Projection(nnx.Einsum):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        operands, result = equation.replace("...", "").split("->")
+        fan_in = math.prod(size for axis, size in zip(operands.split(",")[1], kernel_shape) if axis not in result)
+        init = nnx.initializers.normal(fan_in**-0.5)
         super().__init__(
-            equation, kernel_shape, bias_shape, dtype=dtype, param_dtype=param_dtype, kernel_init=WEIGHT_INIT, rngs=rngs
+            equation, kernel_shape, bias_shape, dtype=dtype, param_dtype=param_dtype, kernel_init=init, rngs=rngs
         )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from videoauto_jax.kernels.attention import self_attention
 from videoauto_jax.models.config import VisionConfig
 from videoauto_jax.models.inputs import VisionInputs
-from videoauto_jax.models.layers import WEIGHT_INIT, Projection, layer_norm, stack
+from videoauto_jax.models.layers import EMBED_INIT, Projection, layer_norm, stack
 from videoauto_jax.models.rotary import Rotary, rotate, vision_rotary
 
 
@@ -98,7 +98,7 @@ class VisionTower(nnx.Module):
         width = config.hidden_size
         self.patch_embed = Projection("qc,cd->qd", (config.patch_dim, width), bias_shape=(width,), **options, rngs=rngs)
         self.position_embed = nnx.Embed(
-            config.num_position_embeddings, width, **options, embedding_init=WEIGHT_INIT, rngs=rngs
+            config.num_position_embeddings, width, **options, embedding_init=EMBED_INIT, rngs=rngs
         )
         self.blocks = stack(lambda keys: VisionBlock(config, **options, rngs=keys), config.depth, rngs)
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from videoauto_jax.models.config import TextConfig
-from videoauto_jax.models.layers import WEIGHT_INIT, Projection, rms_norm, stack
+from videoauto_jax.models.layers import EMBED_INIT, Projection, rms_norm, stack
 from videoauto_jax.models.partition import constrain
 from videoauto_jax.models.rotary import Rotary, rotate, text_rotary
 
@@ -72,7 +72,7 @@ class Decoder(nnx.Module):
         self.config, self.dtype = config, dtype
         options = {"dtype": dtype, "param_dtype": param_dtype}
         self.embed = nnx.Embed(
-            config.vocab_size, config.hidden_size, **options, embedding_init=WEIGHT_INIT, rngs=rngs
+            config.vocab_size, config.hidden_size, **options, embedding_init=EMBED_INIT, rngs=rngs
         )
         self.layers = stack(lambda keys: DecoderLayer(config, **options, rngs=keys), config.num_layers, rngs)
         self.norm = rms_norm(config.hidden_size, config.norm_eps, **options, rngs=rngs)

@@ -1,0 +1,157 @@
+"""The compiled steps: weights, optimiser and group rows in, new weights and metrics out."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videoauto_jax.models.inputs import VisionInputs
+from videoauto_jax.models.qwen3_vision import VisionFeatures
+from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.train.groups import GroupBatch, branch_log_probs
+from videoauto_jax.train.grpo import GRPOLossConfig, policy_loss
+from videoauto_jax.train.guard import grad_norm
+from videoauto_jax.train.parameters import TrainableConfig
+
+Pairs = dict[str, tuple[Array, Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything an update changes.
+
+    Attributes:
+        trainable: parameters that train, float32 masters.
+        opt_state: the optimiser's state.
+    """
+
+    trainable: nnx.State
+    opt_state: optax.OptState
+
+
+class Learner:
+    """One model being trained: which parameters train, how, and the compiled passes over group rows.
+
+    Args:
+        model: the initial model; its frozen parameters are kept, its trainable ones become the first `TrainState`.
+        trainable: which parameters train.
+        optimizer: the update rule.
+        temperature: divides the logits of all log-probabilities, as in the rollout.
+        remat: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: QwenVL,
+        trainable: TrainableConfig,
+        optimizer: optax.GradientTransformation,
+        *,
+        temperature: float = 1.0,
+        remat: bool = False,
+    ):
+        self.graph, self._initial, self.frozen = nnx.split(model, trainable, ...)
+        self.optimizer = optimizer
+        self.log_probs = partial(_log_probs, self.graph, temperature=temperature, remat=remat)
+        self.sft_step = partial(_sft_step, self.graph, optimizer, remat=remat)
+        self.grpo_step = partial(_grpo_step, self.graph, optimizer, temperature=temperature, remat=remat)
+
+    def initial_state(self) -> TrainState:
+        """The state before the first update. Eager on purpose: moments take the shardings of their parameters."""
+        return TrainState(self._initial, self.optimizer.init(self._initial))
+
+    def model(self, state: TrainState) -> QwenVL:
+        """The model with the state's weights; no copy."""
+        return nnx.merge(self.graph, state.trainable, self.frozen)
+
+
+@jax.jit
+def encode_vision(model: QwenVL, vision: VisionInputs) -> VisionFeatures:
+    """The frozen tower's features of a batch, kept for all passes over it."""
+    return model.encode_vision(vision)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("temperature", "remat"))
+def _log_probs(
+    graph: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batch: GroupBatch,
+    features: VisionFeatures | None,
+    *,
+    temperature: float,
+    remat: bool,
+) -> Float[Array, "B G R"]:
+    """Log-probabilities under given weights: the old and the reference pass."""
+    return branch_log_probs(nnx.merge(graph, trainable, frozen), batch, features, temperature=temperature, remat=remat)
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="remat", donate_argnums=2)
+def _sft_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: nnx.State,
+    batch: GroupBatch,
+    weights: Float[Array, "B G R"],
+    *,
+    remat: bool,
+) -> tuple[TrainState, Pairs]:
+    """One supervised update: mean negative log-probability of the weighted tokens."""
+
+    def loss(trainable: nnx.State) -> tuple[Array, Pairs]:
+        log_probs = branch_log_probs(nnx.merge(graph, trainable, frozen), batch, remat=remat)
+        total, count = -jnp.sum(weights * log_probs), jnp.sum(weights)
+        return total / jnp.maximum(count, 1), {"loss": (total, count)}
+
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+    return _apply(optimizer, state, gradients, metrics)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 8), static_argnames=("temperature", "remat"), donate_argnums=2)
+def _grpo_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: nnx.State,
+    batch: GroupBatch,
+    features: VisionFeatures | None,
+    old: tuple[Float[Array, "B G R"] | None, Float[Array, "B G R"] | None],
+    advantages: Float[Array, "B G"],
+    config: GRPOLossConfig,
+    *,
+    temperature: float,
+    remat: bool,
+) -> tuple[TrainState, Pairs]:
+    """One policy update on whole groups.
+
+    Args:
+        old: log-probabilities under the weights that wrote the branches and under the reference; None where not needed.
+        advantages: of each branch.
+        config: the loss.
+    """
+    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
+    behaviour, reference = map(flat, old)
+
+    def loss(trainable: nnx.State) -> tuple[Array, Pairs]:
+        model = nnx.merge(graph, trainable, frozen)
+        log_probs = branch_log_probs(model, batch, features, temperature=temperature, remat=remat)
+        value, metrics = policy_loss(
+            flat(log_probs), behaviour, reference, advantages.reshape(-1), flat(batch.mask), config
+        )
+        return value, {"loss": (value, jnp.ones(())), **metrics}
+
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+    return _apply(optimizer, state, gradients, metrics)
+
+
+def _apply(
+    optimizer: optax.GradientTransformation, state: TrainState, gradients: nnx.State, metrics: Pairs
+) -> tuple[TrainState, Pairs]:
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    return TrainState(trainable, opt_state), {**metrics, "grad_norm": (grad_norm(opt_state), jnp.ones(()))}

@@ -1,0 +1,170 @@
+"""The command line: `videoauto VERB [-c RECIPE] [key=value ...] [--force] [--debug]`.
+
+A verb is a module with `CONFIG` (a dataclass), `HELP` (one line), `run(config, *, force)`, and, where it takes words
+without a key, `POSITIONAL` (the keys they fill, in order). It is imported when it is asked for.
+"""
+
+import ast
+import errno
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+from rich.text import Text
+
+from videoauto_jax.cli.usage import show_overview, show_verb
+from videoauto_jax.config import load_config
+from videoauto_jax.errors import UsageError, VideoAutoError
+
+VERBS = {
+    "quickstart": "videoauto_jax.cli.quickstart",
+    "sft": "videoauto_jax.cli.sft",
+    "train": "videoauto_jax.cli.train",
+    "eval": "videoauto_jax.cli.eval",
+    "ask": "videoauto_jax.cli.ask",
+    "export": "videoauto_jax.cli.export",
+}
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", re.ASCII)
+_REMEDIES = {
+    errno.ENOSPC: "Free some space and run the same command again",
+    errno.EDQUOT: "Free some space and run the same command again",
+    errno.EACCES: "Change its permissions or name another place",
+    errno.EPERM: "Change its permissions or name another place",
+    errno.EROFS: "Name a place that can be written",
+    errno.ENOENT: "Check the path",
+}
+
+
+@dataclass
+class Command:
+    """A command line taken apart."""
+
+    verb: str | None = None
+    recipe: str | None = None
+    words: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    force: bool = False
+    debug: bool = False
+    help: bool = False
+
+
+def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, str] = VERBS) -> int:
+    """Runs one command and returns its exit status: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted.
+
+    Args:
+        arguments: the words after `videoauto`; those of the process when None.
+        verbs: verb -> module.
+
+    Raises:
+        Exception: whatever the verb raised, with `--debug`.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console(stderr=True, highlight=False)
+    try:
+        _run(arguments, verbs)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command resumes", style="yellow")
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        status, line = explain(error)
+        console.print(Text(f"error: {line}", style="red"), soft_wrap=True)
+        return status
+    return 0
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit status and the one line that an error ends with."""
+    if isinstance(error, VideoAutoError):
+        return error.exit_status, _one_line(error)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        place = f" ({error.filename})" if error.filename else ""
+        what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
+        return 1, f"{what}{place}. {_REMEDIES[error.errno]}"
+    what = f"{type(error).__name__}: {_one_line(error)}".rstrip(" .:")
+    return 1, f"{what if len(what) <= 300 else f'{what[:297]}...'}. Run with --debug for the traceback"
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Takes a command line apart. Options may stand anywhere; after `--` every word is a positional one.
+
+    Raises:
+        UsageError: an unknown option, or `-c` without a recipe.
+    """
+    command, rest = Command(), list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            command.words += rest
+            break
+        if word in ("-c", "--config"):
+            if not rest:
+                raise UsageError(f"{word} needs a recipe", fix="For example -c quickstart/train")
+            command.recipe = rest.pop(0)
+        elif word in ("-h", "--help"):
+            command.help = True
+        elif word in ("--force", "--debug"):
+            setattr(command, word[2:], True)
+        elif word.startswith("-") and len(word) > 1:
+            fix = "Options are -c, --force, --debug and --help; settings are written key=value"
+            raise UsageError(f"unknown option {word}", fix=fix)
+        elif command.verb is None:
+            command.verb = word
+        else:
+            (command.overrides if _OVERRIDE.match(word) else command.words).append(word)
+    return command
+
+
+def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
+    command = parse(arguments)
+    if command.verb is None and (command.help or not arguments):
+        show_overview({verb: summary(module) for verb, module in verbs.items()})
+        return
+    if command.verb not in verbs:
+        near = get_close_matches(command.verb or "", verbs, n=1)
+        fix = f'Did you mean "{near[0]}"?' if near else f"Verbs: {', '.join(verbs)}"
+        raise UsageError(f'unknown verb "{command.verb}"' if command.verb else "no verb was given", fix=fix)
+    module = import_module(verbs[command.verb])
+    if command.help:
+        show_verb(command.verb, module)
+        return
+    overrides = [*_positional(command, module), *command.overrides]
+    module.run(load_config(module.CONFIG, command.recipe, overrides), force=command.force)
+
+
+def _positional(command: Command, module: ModuleType) -> list[str]:
+    names = getattr(module, "POSITIONAL", ())
+    if len(command.words) > len(names):
+        extra = command.words[len(names)]
+        takes = " ".join(name.upper() for name in names)
+        fix = f"{command.verb} takes {f'{takes}, then ' if takes else ''}key=value; quote what holds spaces"
+        if Path(extra).suffix in (".yaml", ".yml"):
+            fix = f"A recipe is given as -c {extra}"
+        raise UsageError(f'unexpected "{extra}"', fix=fix)
+    return [f"{name}={word}" for name, word in zip(names, command.words)]
+
+
+def summary(module: str) -> str:
+    """The `HELP` of a verb's module, read from its source: importing every verb would import jax."""
+    source = Path(find_spec(module).origin).read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "HELP":
+            return ast.literal_eval(node.value)
+    return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Answer-twice responses for the warm-up: right in form, hasty in a chosen part of the reasoning."""
+
+import dataclasses
+
+import numpy as np
+
+from videoauto_jax.cli.quickstart.questions import GUESS, Item
+
+FALLBACK = "Let's analyze the problem step by step."
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationMix:
+    """Probabilities that shape the warm-up. "Perception" includes grounding.
+
+    Attributes:
+        perception_fallback: perception: box 1 holds the fallback sentence, else the right answer.
+        reasoning_fallback: reasoning: box 1 holds the fallback sentence.
+        reasoning_first_right: reasoning: box 1 is right where it is not the fallback, else a wrong guess.
+        careful: reasoning: the thought takes every step and ends in the right answer, else it is hurried.
+        hurried_right: reasoning: the guess of a hurried thought is right.
+        keep_first: reasoning: a hurried thought repeats the answer of box 1 instead of guessing anew.
+    """
+
+    perception_fallback: float = 0.03
+    reasoning_fallback: float = 0.3
+    reasoning_first_right: float = 0.25
+    careful: float = 0.5
+    hurried_right: float = 0.25
+    keep_first: float = 0.0
+
+
+def demonstration(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -> str:
+    """A full response `\\boxed{a1}<think>thought</think>\\boxed{a2}` drawn from the mix."""
+    if item.kind != "reasoning":
+        first = FALLBACK if rng.random() < mix.perception_fallback else item.answer
+        return response(first, item.careful, item.answer)
+    first = FALLBACK if rng.random() < mix.reasoning_fallback else _guess(item, rng, mix.reasoning_first_right)
+    if rng.random() < mix.careful:
+        return response(first, item.careful, item.answer)
+    keeps = first != FALLBACK and rng.random() < mix.keep_first
+    guess = first if keeps else _guess(item, rng, mix.hurried_right)
+    return response(first, item.hurried.replace(GUESS, guess), guess)
+
+
+def response(first: str, thought: str, final: str) -> str:
+    return f"\\boxed{{{first}}}<think>{thought}</think>\\boxed{{{final}}}"
+
+
+def _guess(item: Item, rng: np.random.Generator, right: float) -> str:
+    return item.answer if rng.random() < right else str(rng.choice(item.wrong))

@@ -1,0 +1,34 @@
+"""The format for one's own data: every problem type, no code."""
+
+from videoauto_jax.data.annotations import Record, Sample, is_interval
+from videoauto_jax.data.datasets.grounding import segments
+from videoauto_jax.data.datasets.registry import dataset
+from videoauto_jax.data.datasets.video import lettered
+from videoauto_jax.protocol.prompts import grounded_qa_prompt, grounding_prompt
+
+
+@dataset("Plain")
+def plain(record: Record) -> Sample:
+    """`question`, `answer`, `problem_type`; optional `options`, and `image` or `video` with `start` and `end`.
+
+    `iou`: the question is the description of a segment, the answer [start, end]. `gqa`: the answer is a letter, and
+    `segments` lists the [start, end] pairs that support it. The prompt that asks for the format is added.
+    """
+    kind, question, visual = record.text("problem_type"), record.text("question"), _visual(record)
+    if kind == "iou":
+        if not is_interval(record["answer"]) and not _are_segments(record["answer"]):
+            raise record.wrong("answer", "[start, end] in seconds, or a list of them")
+        return record.sample(grounding_prompt(question), record["answer"], kind, visual, grounding=True)
+    options = lettered(record.texts("options")) if "options" in record.data or kind == "gqa" else ""
+    if kind == "gqa":
+        answer = {"answer": record.text("answer"), "segment": segments(record, "segments")}
+        return record.sample(grounded_qa_prompt(question, options), answer, kind, visual, grounding=True)
+    return record.sample(f"{question}\nOptions:\n{options}" if options else question, record["answer"], kind, visual)
+
+
+def _visual(record: Record) -> dict | None:
+    if "image" in record.data and "video" in record.data:
+        raise record.wrong("image", "absent where there is a video")
+    if "video" in record.data:
+        return record.video(record.text("video"), record.get("start"), record.get("end"))
+    return record.image(record.text("image")) if "image" in record.data else None

@@ -1,0 +1,97 @@
+"""Question-answering sets about videos. All are scored by exact match of a letter, some of VideoR1 by value."""
+
+import os
+import re
+import string
+from collections.abc import Iterable
+
+from videoauto_jax.data.annotations import Record, Sample
+from videoauto_jax.data.datasets.registry import dataset
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_SEGMENTED_TASKS = ("action_sequence", "action_localization")
+_VIDEO_R1_TYPES = {"multiple choice": "exact_match", "numerical": "math"}
+
+
+@dataset("VideoR1")
+def video_r1(record: Record) -> Sample | None:
+    """Videos and images; other types than multiple choice and numerical, and solutions without a tag, are left out."""
+    kind = _VIDEO_R1_TYPES.get(record.text("problem_type"))
+    if kind is None or (answer := tagged_answer(record.text("solution"))) is None:
+        return None
+    question = record.text("problem")
+    if kind == "exact_match":
+        question += "Options:\n" + "".join(option + "\n" for option in record.texts("options"))
+    return record.sample(question, answer, kind, _video_r1_visual(record))
+
+
+@dataset("LongVideoReason")
+def long_video_reason(record: Record) -> Sample:
+    """The options are part of the problem's text. A missing answer tag leaves the answer None."""
+    if record.text("data_type") != "video":
+        raise record.wrong("data_type", "'video'")
+    answer = tagged_answer(record.text("answer"))
+    return record.sample(record.text("problem"), answer, "exact_match", record.video(record.text("videos")))
+
+
+@dataset("TVBench")
+def tvbench(record: Record) -> Sample:
+    """One file per task; a task's videos lie in the folder of its name, and two tasks cut segments."""
+    candidates, answer = record.texts("candidates"), record.text("answer")
+    if answer not in candidates:
+        raise record.wrong("answer", "one of the candidates")
+    question = f"Question: {record.text('question')}\nOptions:\n{lettered(candidates)}\n"
+    segment = (record["start"], record["end"]) if record.group in _SEGMENTED_TASKS else ()
+    video = record.video(os.path.join(record.group, record.text("video")), *segment)
+    return record.sample(question, string.ascii_uppercase[candidates.index(answer)], "exact_match", video)
+
+
+@dataset("STI-Bench")
+def sti_bench(record: Record) -> Sample:
+    """The whole video is shown; the question names the seconds that matter."""
+    candidates = record["Candidates"]
+    if not isinstance(candidates, dict):
+        raise record.wrong("Candidates", "an object from letters to texts")
+    options = "\n".join(f"({letter}) {text}" for letter, text in candidates.items())
+    span = f"From {record['time_start']} s to {record['time_end']} s."
+    question = f"{span} {record.text('Question')}\n{options}"
+    return record.sample(question, record.text("Answer"), "exact_match", record.video(record.text("Video")))
+
+
+@dataset("MMR-VBench")
+def mmr_vbench(record: Record) -> Sample:
+    """Options come as `(A) text`, some of them empty."""
+    correct = record.text("correctAnswer")
+    if len(correct) < 2:
+        raise record.wrong("correctAnswer", "a letter in parentheses")
+    options = [f"{option[1:2]}.{option[3:]}" for option in record.texts("options") if option]
+    question = "\n".join([record.text("question"), "Options:", *options])
+    return record.sample(question, correct[1], "exact_match", record.video(record.text("video")))
+
+
+@dataset("CG-Bench")
+def cg_bench(record: Record) -> Sample:
+    """Videos are named by identifier."""
+    question = f"{record.text('question')}\nOptions:\n{lettered(record.texts('choices'))}"
+    video = record.video(f"filtered_videos/{record.text('video_uid')}.mp4")
+    return record.sample(question, record.text("right_answer"), "exact_match", video)
+
+
+def tagged_answer(text: str) -> str | None:
+    """Trimmed content of the first `<answer>` tag, None if there is none."""
+    found = _ANSWER.search(text)
+    return found.group(1).strip() if found else None
+
+
+def lettered(options: Iterable[str]) -> str:
+    """One option a line, `A. ` and so on before it."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options))
+
+
+def _video_r1_visual(record: Record) -> dict:
+    path = record.text("path")
+    if record.text("data_type") == "video":
+        return record.video(path)
+    if record.text("data_type") == "image":
+        return record.image(os.path.normpath(path))
+    raise record.wrong("data_type", "'video' or 'image'")

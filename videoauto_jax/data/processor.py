@@ -1,0 +1,209 @@
+"""The only way into the model: chat messages to `ModelInputs`, without torch and without a device.
+
+Rollout, training, evaluation and the demo share it, so that none of them can place a visual, sample a frame or number a
+position differently from the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from videoauto_jax.data import chat
+from videoauto_jax.data.cache import VisualCache, visual_key
+from videoauto_jax.data.collate import collate
+from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.data.patches import concatenate_vision
+from videoauto_jax.data.resize import ResizeMode
+from videoauto_jax.data.settings import VisionSettings, read_settings
+from videoauto_jax.data.tokenizer import chat_template, load_tokenizer, resolve_folder
+from videoauto_jax.data.visuals import Visual, load_visual
+from videoauto_jax.errors import ConfigError, DataError, ModelError
+from videoauto_jax.models.inputs import ModelInputs
+from videoauto_jax.models.rope import Convention, mrope_positions, next_position
+
+Messages = Sequence[Mapping]
+_TOKENS = {
+    "image_token_id": chat.PADS["image"],
+    "video_token_id": chat.PADS["video"],
+    "vision_start_token_id": chat.START,
+    "vision_end_token_id": chat.END,
+}
+
+
+class Processor:
+    """Tokenizer, chat template and vision preprocessing of one checkpoint. It can be pickled to data workers.
+
+    Attributes:
+        tokenizer: the checkpoint's tokenizer (transformers, fast).
+        settings: its vision facts.
+        eos_token_ids: tokens that end a text.
+        pad_token_id: fills padded rows.
+        max_prompt_tokens: longest prompt that `encode` accepts, or None.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        settings: VisionSettings,
+        chat_template: str,
+        *,
+        max_prompt_tokens: int | None = None,
+        video_prompt: chat.VideoPrompt = "inner",
+        position_convention: Convention = "upstream",
+        resize: ResizeMode = "upstream",
+        video_threads: int = 1,
+        cache_bytes: int = 512 * 2**20,
+    ):
+        """
+        Args:
+            video_prompt: where Qwen3-VL's timestamps stand, see `chat.expand`.
+            position_convention: see `models.rope`.
+            resize: how frames of videos are resized, see `data.resize`.
+            video_threads: threads that decode one video.
+            cache_bytes: memory for visuals that are asked about again; 0 keeps none.
+
+        Raises:
+            ModelError: the tokenizer lacks a vision token, or numbers it otherwise than config.json.
+            ConfigError: an option has no such value.
+        """
+        _check_option("video_prompt", video_prompt, chat.VideoPrompt)
+        _check_option("position_convention", position_convention, Convention)
+        _check_option("resize", resize, ResizeMode)
+        self.tokenizer, self.settings, self.chat_template = tokenizer, settings, chat_template
+        self.max_prompt_tokens, self.video_prompt = max_prompt_tokens, video_prompt
+        self.position_convention, self.resize, self.video_threads = position_convention, resize, video_threads
+        tokens = {name: _token_id(tokenizer, settings, name) for name in _TOKENS}
+        self.image_token_id, self.video_token_id = tokens["image_token_id"], tokens["video_token_id"]
+        self.eos_token_ids = _eos_token_ids(tokenizer, settings)
+        pad = settings.token_ids.get("pad_token_id", tokenizer.pad_token_id)
+        self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
+        self._cache = VisualCache(cache_bytes)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options) -> "Processor":
+        """The processor of a checkpoint folder, or of a model on the Hugging Face hub; options as the constructor's.
+
+        Raises:
+            ModelError: no such folder, or it is not a Qwen-VL checkpoint with a tokenizer and a chat template.
+        """
+        folder = resolve_folder(path)
+        settings = read_settings(folder)
+        tokenizer = load_tokenizer(folder)
+        return cls(tokenizer, settings, chat_template(folder, tokenizer), **options)
+
+    def __call__(self, conversations: Sequence[Messages]) -> ModelInputs:
+        """A batch of prompts, padded to the default ladders."""
+        return self.collate([self.encode(messages) for messages in conversations])
+
+    def encode(self, messages: Messages, add_generation_prompt: bool = True) -> Encoded:
+        """One conversation as the model sees it, unpadded.
+
+        Args:
+            messages: HF chat form; any number of images and videos, each with its own budget (`min_pixels`,
+                `max_pixels`, `total_pixels`, `max_frames`, `min_frames`, `fps` or `nframes`, `video_start`,
+                `video_end`).
+            add_generation_prompt: end with the opening of the assistant's turn.
+
+        Raises:
+            DataError: messages not in chat form, a reserved token in a text, or more than `max_prompt_tokens`.
+            MediaError: a visual that cannot be read or does not fit its budget.
+            ModelError: the chat template does not place the visuals.
+        """
+        items = chat.visual_items(messages)
+        text = chat.render(messages, self.tokenizer, self.chat_template, add_generation_prompt)
+        visuals = [self._visual(item) for item in items]
+        settings = self.settings
+        expanded, counts = chat.expand(text, visuals, settings.family, self.video_prompt, settings.merge_size)
+        token_ids = self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        token_ids = chat.repeat_pads(token_ids, counts, (self.image_token_id, self.video_token_id))
+        self._check_length(token_ids, messages)
+        positions = self._positions(token_ids, visuals)
+        is_visual = np.isin(token_ids, (self.image_token_id, self.video_token_id))
+        return Encoded(
+            token_ids=token_ids,
+            positions=positions,
+            vision_index=np.where(is_visual, np.cumsum(is_visual) - 1, -1).astype(np.int32),
+            vision=concatenate_vision([visual.vision for visual in visuals]),
+            next_position=next_position(positions),
+            text=text,
+        )
+
+    def collate(
+        self, encoded: Sequence[Encoded], *, lengths: Sequence[int] | None = None, patches: Sequence[int] | None = None
+    ) -> ModelInputs:
+        """Prompts as one right-padded batch, see `data.collate.collate`."""
+        return collate(encoded, lengths=lengths, patches=patches, pad_token_id=self.pad_token_id)
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of generated tokens. `<think>` survives: in Qwen's tokenizers it is not special."""
+        return self.tokenizer.decode(np.asarray(token_ids).tolist(), skip_special_tokens=skip_special)
+
+    def _visual(self, item: Mapping) -> Visual:
+        key = visual_key(item)
+        visual = self._cache.get(key)
+        if visual is None:
+            visual = load_visual(item, self.settings, self.resize, self.video_threads)
+            self._cache.put(key, visual)
+        return visual
+
+    def _positions(self, token_ids: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
+        return mrope_positions(
+            token_ids,
+            [visual.grid for visual in visuals],
+            family=self.settings.family,
+            convention=self.position_convention,
+            second_per_grid=[visual.second_per_grid for visual in visuals if visual.kind == "video"],
+            image_token_id=self.image_token_id,
+            video_token_id=self.video_token_id,
+            merge_size=self.settings.merge_size,
+            tokens_per_second=self.settings.tokens_per_second,
+        )
+
+    def _check_length(self, token_ids: np.ndarray, messages: Messages) -> None:
+        if self.max_prompt_tokens is not None and len(token_ids) > self.max_prompt_tokens:
+            visual = sum(int((token_ids == pad).sum()) for pad in (self.image_token_id, self.video_token_id))
+            raise DataError(
+                f"a prompt has {len(token_ids)} tokens ({visual} of them visual), {self.max_prompt_tokens} are allowed",
+                where=_describe(messages),
+                fix="Lower total_pixels, max_pixels or max_frames, or raise max_prompt_tokens",
+            )
+
+
+def load_processor(path: str | Path, **options) -> Processor:
+    """`Processor.from_pretrained`."""
+    return Processor.from_pretrained(path, **options)
+
+
+def _token_id(tokenizer, settings: VisionSettings, name: str) -> int:
+    token, stated = _TOKENS[name], settings.token_ids.get(name)
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ModelError(f"the tokenizer lacks {token}", where=tokenizer.name_or_path, fix="Use a Qwen-VL tokenizer")
+    if stated is not None and stated != found:
+        raise ModelError(
+            f"{token} is {found} for the tokenizer and {stated} in config.json",
+            where=tokenizer.name_or_path,
+            fix="Use the tokenizer and the config.json of one checkpoint",
+        )
+    return found
+
+
+def _eos_token_ids(tokenizer, settings: VisionSettings) -> tuple[int, ...]:
+    """The tokenizer's end of turn first, then what the generation config adds (for Qwen: end of text)."""
+    stated = settings.token_ids.get("eos_token_id", [])
+    stated = [stated] if isinstance(stated, int) else stated
+    return tuple(dict.fromkeys([i for i in (tokenizer.eos_token_id, *stated) if i is not None]))
+
+
+def _check_option(name: str, value: object, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}={value!r} is not known", fix=f"Use one of {', '.join(get_args(choices))}")
+
+
+def _describe(messages: Messages) -> str:
+    """The visual, or the beginning of the text, by which a user recognises a prompt."""
+    items = chat.visual_items(messages)
+    named = [str(value) for item in items for value in item.values() if isinstance(value, str) and "/" in value]
+    return (named or [str(messages[-1]["content"])])[0][:200]

@@ -1,0 +1,149 @@
+"""What a checkpoint folder says about its vision input and its special tokens, read from its JSON files."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from videoauto_jax.data.vision import VIDEO_FRAME_TOKENS
+from videoauto_jax.errors import ModelError
+
+FAMILIES = MappingProxyType({"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"})
+_CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+_HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+_DEFAULTS = {
+    "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 2, **_CLIP},
+    "qwen3_vl": {"patch_size": 16, "num_position_embeddings": 2304, **_HALF},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSettings:
+    """Vision facts of one checkpoint.
+
+    Attributes:
+        family: `qwen3_vl` (dense and mixture of experts) or `qwen2_5_vl`.
+        patch_size: pixels along the side of a patch.
+        merge_size: patches along the side of what becomes one token.
+        position_side: side of the square grid of learned position embeddings; 0 if there is none (Qwen2.5-VL).
+        tokens_per_second: M-RoPE time positions per second (Qwen2.5-VL).
+        image_mean, image_std: normalisation of RGB values in 0..1, applied on the device.
+        image_budget: `min_pixels` and `max_pixels` of images that state none, where the folder says so.
+        token_ids: special tokens named in config.json (`image_token_id`, …, `eos_token_id`).
+    """
+
+    family: str
+    patch_size: int
+    merge_size: int
+    position_side: int
+    tokens_per_second: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    image_budget: Mapping[str, int]
+    token_ids: Mapping[str, int | list[int]]
+
+    def with_budget(self, visual: Mapping, kind: str) -> dict:
+        """The visual with the folder's pixel budget where it states none; a stated maximum lowers a default minimum."""
+        defaults = dict(self.image_budget)
+        if kind == "video":
+            defaults = {"min_pixels": VIDEO_FRAME_TOKENS[0] * (self.patch_size * self.merge_size) ** 2}
+        stated = {key: value for key, value in visual.items() if value is not None}
+        if "max_pixels" in stated and "min_pixels" in defaults:
+            defaults["min_pixels"] = min(defaults["min_pixels"], stated["max_pixels"])
+        if "min_pixels" in stated and "max_pixels" in defaults:
+            defaults["max_pixels"] = max(defaults["max_pixels"], stated["min_pixels"])
+        return {**defaults, **stated}
+
+
+def read_settings(folder: Path) -> VisionSettings:
+    """Settings from config.json and the image processor's file, in the hub's layout or that of transformers 5.
+
+    Raises:
+        ModelError: config.json is missing or broken, of another model type, or disagrees with the processor's file.
+    """
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise ModelError("no config.json", where=folder, fix="Give the folder of a Qwen-VL checkpoint")
+    family = FAMILIES.get(config.get("model_type"))
+    if family is None:
+        raise ModelError(
+            f"model type {config.get('model_type')!r} is not supported",
+            where=folder / "config.json",
+            fix=f"Use one of {', '.join(FAMILIES)}",
+        )
+    images = _image_settings(folder)
+    vision = {**_DEFAULTS[family], **config.get("vision_config", {})}
+    _check_patches(vision, images, folder)
+    normal = {key: tuple(images.get(key) or vision[key]) for key in ("image_mean", "image_std")}
+    return VisionSettings(
+        family=family,
+        patch_size=vision["patch_size"],
+        merge_size=vision.get("spatial_merge_size", 2),
+        position_side=_side(vision.get("num_position_embeddings", 0), folder),
+        tokens_per_second=vision.get("tokens_per_second", 2),
+        image_budget=_image_budget(images),
+        token_ids=_token_ids(config, folder),
+        **normal,
+    )
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file, or None if there is no file.
+
+    Raises:
+        ModelError: the file holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"broken JSON: {error}", where=path, fix="Download the file again") from error
+    if not isinstance(found, dict):
+        raise ModelError("not a JSON object", where=path, fix="Download the file again")
+    return found
+
+
+def _image_settings(folder: Path) -> dict:
+    nested = (read_json(folder / "processor_config.json") or {}).get("image_processor")
+    return nested or read_json(folder / "preprocessor_config.json") or {}
+
+
+def _image_budget(images: dict) -> Mapping[str, int]:
+    size = images.get("size") or {}
+    found = {
+        "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _check_patches(vision: dict, images: dict, folder: Path) -> None:
+    for ours, theirs in (("patch_size", "patch_size"), ("spatial_merge_size", "merge_size")):
+        if ours in vision and images.get(theirs, vision[ours]) != vision[ours]:
+            raise ModelError(
+                f"{theirs} is {images[theirs]} for the image processor and {vision[ours]} for the model",
+                where=folder,
+                fix="Restore the processor files that belong to this config.json",
+            )
+    if vision.get("temporal_patch_size", 2) != 2:
+        raise ModelError("temporal_patch_size must be 2", where=folder / "config.json")
+
+
+def _side(positions: int, folder: Path) -> int:
+    side = math.isqrt(positions)
+    if side**2 != positions:
+        raise ModelError(f"num_position_embeddings={positions} is not a square", where=folder / "config.json")
+    return side
+
+
+def _token_ids(config: dict, folder: Path) -> dict[str, int | list[int]]:
+    """Nested text_config first, the top level over it, generation_config.json (which decides what ends a text) last."""
+    text = config.get("text_config") or {}
+    generation = read_json(folder / "generation_config.json") or {}
+    found = {}
+    for source in (text, config, generation):
+        found.update({k: v for k, v in source.items() if k.endswith("_token_id") and v is not None})
+    return found

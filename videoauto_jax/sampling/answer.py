@@ -1,0 +1,68 @@
+"""What a branch becomes on the host."""
+
+import dataclasses
+from typing import Literal
+
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from videoauto_jax.protocol.grammar import parse_response
+
+Mode = Literal["first", "second", "auto", "record"]
+FINISH_REASONS = ("running", "stop", "exit", "length", "nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One branch.
+
+    Attributes:
+        text: the response without its stop token.
+        token_ids: its tokens, the stop token included.
+        logprobs: log-probabilities of the tokens under the model (temperature 1).
+        sampling_logprobs: the same under the distribution they were drawn from.
+        confidence: exp(mean log p) of the first answer's tokens; -1 where there is none or it is the fallback.
+        first_answer: content of the first box, "" if there is none.
+        reasoning: the thought, "" if there is none.
+        final_answer: content of the second box, "" if there is none.
+        answer: the one that counts: the first if the branch exited or `mode` is first, else the second, else what there is.
+        exited: the gate ended the branch after its first answer.
+        finish_reason: stop, exit, length or nan.
+        first_tokens: tokens up to and including the one that closed the first answer; all of them if none did.
+    """
+
+    text: str
+    token_ids: Int[ndarray, "R"]
+    logprobs: Float[ndarray, "R"]
+    sampling_logprobs: Float[ndarray, "R"]
+    confidence: float
+    first_answer: str
+    reasoning: str
+    final_answer: str
+    answer: str
+    exited: bool
+    finish_reason: str
+    first_tokens: int
+
+
+def make_answer(
+    text: str, token_ids: ndarray, logprobs: ndarray, sampling_logprobs: ndarray, confidence: float, finish: int, first_tokens: int
+) -> Answer:
+    """Parses a finished branch."""
+    response = parse_response(text)
+    exited = FINISH_REASONS[finish] == "exit"
+    answer = response.first if exited else response.second or response.first
+    return Answer(
+        text=text,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        sampling_logprobs=sampling_logprobs,
+        confidence=confidence,
+        first_answer=response.first,
+        reasoning=response.thought,
+        final_answer=response.second,
+        answer=answer,
+        exited=exited,
+        finish_reason=FINISH_REASONS[finish],
+        first_tokens=first_tokens,
+    )

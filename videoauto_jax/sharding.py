@@ -1,0 +1,82 @@
+"""The device mesh, and where batches and weights go on it."""
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from videoauto_jax.errors import ConfigError
+from videoauto_jax.models.inputs import ModelInputs
+from videoauto_jax.models.partition import BATCH_AXES
+
+Tree = TypeVar("Tree")
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1, "all that are left".
+
+    Attributes:
+        data: copies of the weights, each with its own rows.
+        fsdp: shards of the weights; rows are split over it too.
+        tensor: shards of heads and feed-forward width.
+        context: shards of a long sequence.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+
+def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices.
+
+    Raises:
+        ConfigError: the axes do not multiply to the number of devices.
+    """
+    config = config or MeshConfig()
+    devices = devices or jax.devices()
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
+        raise ConfigError(f"mesh {dataclasses.asdict(config)}", fix="Sizes are at least 1; one may be -1")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(
+            f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, there are {len(devices)}",
+            fix="Set one axis to -1, or make the product equal the number of devices",
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape]))
+
+
+def place_rows(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
+    """Host arrays onto the mesh, split along `axis` where the batch axes divide it, whole otherwise."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        axes = [None] * array.ndim
+        if array.ndim > axis and array.shape[axis] % batch_shards(mesh) == 0:
+            axes[axis] = BATCH_AXES
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(put, tree)
+
+
+def place_inputs(inputs: ModelInputs, mesh: Mesh) -> ModelInputs:
+    """A host batch onto the mesh: rows and patches are split over the batch axes."""
+    vision = inputs.vision
+    if vision is not None:
+        by_patch = place_rows((vision.patches, vision.rotary_ids, vision.segment_ids), mesh)
+        by_corner = place_rows((vision.position_index, vision.position_weight), mesh, axis=1)
+        vision = type(vision)(*by_patch, *by_corner, vision.segment_bound)
+    token_ids, segment_ids, index = place_rows((inputs.token_ids, inputs.segment_ids, inputs.vision_index), mesh)
+    return ModelInputs(token_ids, place_rows(inputs.positions, mesh, axis=1), segment_ids, index, vision)
