@@ -6,14 +6,14 @@ reference and policy passes all use these rows.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from videoauto_jax.data.processor import bucket
+from videoauto_jax.data.collate import bucket
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
@@ -50,6 +50,7 @@ def pack_groups(
     *,
     bound: int,
     count: int | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> GroupBatch:
     """Packs branches behind their prompts, on the host.
 
@@ -59,10 +60,11 @@ def pack_groups(
         branches: per prompt its branches' tokens.
         bound: `R`, at least the longest branch.
         count: `G`, at least the most branches of a prompt; by default exactly that.
+        lengths: ladder of `X`; `data.collate.bucket`'s own without one.
     """
     rows = [_row(prompts, b, next_positions[b], branches[b]) for b in range(len(branches))]
-    width = bucket(max(len(row["token_ids"]) for row in rows))
-    packed = {name: np.stack([_padded(row[name], width, fill) for row in rows]) for name, fill in _FILL.items()}
+    width = bucket(max(len(row["token_ids"]) for row in rows), lengths)
+    packed = {name: np.stack([np.pad(row[name], (0, width - len(row[name]))) for row in rows]) for name in rows[0]}
     count = count or max(len(group) for group in branches)
     place, mask = _places(branches, count, bound)
     inputs = ModelInputs(
@@ -74,9 +76,6 @@ def pack_groups(
     )
     length = prompts.token_ids.shape[1]
     return GroupBatch(inputs, packed["source"], packed["token_ids"], place, mask, length, bound)
-
-
-_FILL = {"token_ids": 0, "positions": 0, "segments": 0, "source": 0}
 
 
 def _row(prompts: ModelInputs, row: int, position: int, branches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,10 +103,6 @@ def _places(branches: Sequence[Sequence[np.ndarray]], count: int, bound: int) ->
             mask[b, g, : len(branch)] = True
             start += len(branch)
     return place, mask
-
-
-def _padded(values: np.ndarray, width: int, fill: int) -> np.ndarray:
-    return np.pad(values, (0, width - len(values)), constant_values=fill)
 
 
 def branch_log_probs(
@@ -141,10 +136,20 @@ def branch_log_probs(
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    rows, slots = batch.targets.shape
-    size = min(chunk, slots)
-    pad = -slots % size
-    split = lambda x: jnp.moveaxis(jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)).reshape(rows, -1, size, *x.shape[2:]), 1, 0)  # noqa: E731, E501
-    scores = jnp.moveaxis(jax.lax.map(score, (split(hidden), split(batch.targets))), 0, 1).reshape(rows, -1)
+    scores = _by_chunks(score, (hidden, batch.targets), chunk)
+    rows = len(scores)
     spread = jnp.take_along_axis(scores, batch.place.reshape(rows, -1), axis=1).reshape(batch.place.shape)
     return jnp.where(batch.mask, spread, 0.0)
+
+
+def _by_chunks(score: Callable, arrays: tuple[Array, ...], chunk: int) -> Float[Array, "B X"]:
+    """Applies `score` to slices of at most `chunk` slots, one after the other."""
+    rows, slots = arrays[0].shape[:2]
+    size = min(chunk, slots)
+
+    def split(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, -slots % size)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, -1, size, *x.shape[2:]), 1, 0)
+
+    scores = jax.lax.map(score, tuple(map(split, arrays)))
+    return jnp.moveaxis(scores, 0, 1).reshape(rows, -1)[:, :slots]

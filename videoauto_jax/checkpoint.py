@@ -33,17 +33,24 @@ class Checkpoints:
         folder: made when missing. What interrupted saves left behind is removed.
         keep: how many of the newest steps stay on disk.
         best: the name of a number in the state: the step with the highest one is kept as well.
+        read_only: for another's checkpoints, perhaps of a run still going on: makes no folder and removes nothing.
+
+    Raises:
+        CheckpointError: the folder cannot be made or, with `read_only`, is not there.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, best: str | None = None):
+    def __init__(self, folder: str | Path, *, keep: int = 3, best: str | None = None, read_only: bool = False):
         self.folder = Path(folder).absolute()
         self._best = best
         self._orbax = None
-        self._sweep()
+        if not read_only:
+            self._sweep()
+        elif not self.folder.is_dir():
+            raise CheckpointError("there is no such folder", where=self.folder, fix="Check the path")
         policies = [_POLICIES.LatestN(keep)]
         if best is not None:
             policies.append(_POLICIES.BestN(get_metric_fn=_best_of, n=1, keep_checkpoints_without_metrics=False))
-        self._orbax = self._attempt(
+        self._orbax = self._write(
             "open the checkpoints",
             lambda: ocp.training.Checkpointer(
                 self.folder,
@@ -64,13 +71,12 @@ class Checkpoints:
         Raises:
             CheckpointError: this save, or the one before it, could not be written. Earlier steps are intact.
         """
-        leaves = _flatten(arrays)
-        _check_arrays(leaves)
+        content = {_ARRAYS: _checked(_flatten(arrays)), _STATE: _json(state)}
         self.wait()
         options = {"force": True, "overwrite": step in self.steps(), "metrics": self._metrics(state)}
-        started = self._attempt(
+        started = self._write(
             f"save step {step}",
-            lambda: self._orbax.save_checkpointables_async(step, {_ARRAYS: leaves, _STATE: _json(state)}, **options),
+            lambda: self._orbax.save_checkpointables_async(step, content, **options),
         )
         if started is None:
             raise CheckpointError(f"step {step} was not saved", where=self.folder, fix="Save a later step number")
@@ -79,7 +85,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until the save in flight is on disk. Raises CheckpointError if it could not be written."""
-        self._attempt("save the last checkpoint", self._orbax.wait)
+        self._write("save the last checkpoint", self._orbax.wait)
 
     def steps(self) -> list[int]:
         """The steps that can be restored, ascending."""
@@ -111,16 +117,10 @@ class Checkpoints:
         """
         self.wait()
         step = self._existing(step)
-        place = self.folder / str(step)
-        wanted = _flatten(like)
-        stored = self._attempt(f"read step {step}", lambda: self._orbax.checkpointables_metadata(step))
-        _check_same(wanted, stored.metadata[_ARRAYS], place, partial)
-        targets = dict.fromkeys(stored.metadata[_ARRAYS], ocp.PLACEHOLDER)
-        targets |= {name: _target(leaf) for name, leaf in wanted.items()}
-        found = self._attempt(
-            f"read step {step}",
-            lambda: self._orbax.load_checkpointables(step, {_ARRAYS: targets, _STATE: None}),
-        )
+        wanted, stored = _flatten(like), self._stored(step)
+        _check_same(wanted, stored, self.folder / str(step), partial)
+        targets = {name: _target(wanted[name]) if name in wanted else ocp.PLACEHOLDER for name in stored}
+        found = self._read(step, lambda: self._orbax.load_checkpointables(step, {_ARRAYS: targets, _STATE: None}))
         leaves = [found[_ARRAYS][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found[_STATE]
 
@@ -137,7 +137,15 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def _stored(self, step: int) -> dict[str, Any]:
+        """Shape and dtype of every array of a step."""
+        return self._read(step, lambda: dict(self._orbax.checkpointables_metadata(step).metadata[_ARRAYS]))
+
     def _metrics(self, state: dict) -> dict | None:
+        if self._best is not None and self._best not in state:
+            raise CheckpointError(
+                f'the state has no "{self._best}" to tell the best step by', fix="Save it in the state"
+            )
         return None if self._best is None else {"best": float(state[self._best])}
 
     def _existing(self, step: int | None) -> int:
@@ -149,19 +157,23 @@ class Checkpoints:
             raise CheckpointError(f"there is no step {step}", where=self.folder, fix=f"Choose one of {steps}")
         return steps[-1] if step is None else step
 
-    def _attempt(self, what: str, act: Callable[[], Any]) -> Any:
+    def _read(self, step: int, act: Callable[[], Any]) -> Any:
         try:
             return act()
-        except Exception as error:  # orbax raises what its storage raised: ValueError, OSError, KeyError, its own
-            self._forget_failure()
+        except Exception as error:  # whatever orbax makes of a file that is cut, missing or not its own
+            others = [other for other in self.steps() if other != step]
+            fix = f"Choose another step: {others}" if others else "Begin in a new folder"
+            raise CheckpointError(f"step {step} is damaged: {_reason(error)}", where=self.folder, fix=fix) from error
+
+    def _write(self, what: str, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as error:  # orbax raises what its storage raised: ValueError, OSError, its own
+            self._sweep()
+            if self._orbax is not None:
+                self._orbax.reload()  # it has already forgotten the steps that the failed one would have replaced
             what = f"could not {what}: {_reason(error)}"
             raise CheckpointError(what, where=self.folder, fix=_remedy(error, self.steps())) from error
-
-    def _forget_failure(self) -> None:
-        """Removes the half-written step and lists again what the folder really holds."""
-        self._sweep()
-        if self._orbax is not None:
-            self._orbax.reload()
 
     def _sweep(self) -> None:
         if is_main():
@@ -196,11 +208,12 @@ def _json(state: dict) -> dict:
         raise CheckpointError(f"the state is not JSON: {error}", fix=fix) from error
 
 
-def _check_arrays(leaves: dict[str, Any]) -> None:
+def _checked(leaves: dict[str, Any]) -> dict[str, Any]:
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray):
             fix = "Numbers and text belong into the state"
             raise CheckpointError(f"{name} is not an array but {type(leaf).__name__}", fix=fix)
+    return leaves
 
 
 def _target(leaf: Any) -> Any:

@@ -141,9 +141,34 @@ def test_missing_steps_are_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(CheckpointError, match="no checkpoint"):
             checkpoints.restore(like=like)
-        checkpoints.save(4, like, {})
+        checkpoints.save(4, like, {}, wait=True)
         with pytest.raises(CheckpointError, match=r"no step 3 .*\[4\]"):
             checkpoints.restore(3, like=like)
+
+
+@pytest.mark.parametrize("victim", ["arrays/manifest.ocdbt", "arrays/_METADATA", "json/data.json", "arrays/d/*"])
+def test_a_damaged_step_is_named(tmp_path, victim):
+    tree = {"x": jnp.arange(4096.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree, {})
+        checkpoints.save(2, tree, {}, wait=True)
+        for file in (tmp_path / "2").glob(victim):
+            file.write_bytes(b"not what it was")
+        with pytest.raises(CheckpointError, match=r"step 2 is damaged: .*another step: \[1\]"):
+            checkpoints.restore(like=tree)
+        restored, _ = checkpoints.restore(1, like=tree)
+    assert _bits(restored) == _bits(tree)
+
+
+def test_a_reader_makes_and_removes_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        Checkpoints(tmp_path / "typo", read_only=True)
+    with Checkpoints(tmp_path) as writer:
+        writer.save(1, {"x": jnp.ones(2)}, {}, wait=True)
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        with Checkpoints(tmp_path, read_only=True) as reader:
+            assert reader.restore(like={"x": jnp.ones(2)})[0]["x"].tolist() == [1, 1]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "2.orbax-checkpoint-tmp"]
 
 
 def test_what_is_not_an_array_or_not_json_is_refused(tmp_path):

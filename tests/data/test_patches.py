@@ -82,7 +82,9 @@ def test_segments_are_temporal_patches_and_padding_is_nothing():
     clip, still = pack_frames(video(5, 32, 64), 16, 8), pack_frames(image(64, 64), 16, 8)
     np.testing.assert_array_equal(clip.segment_ids, np.repeat([1, 2, 3], 8))
     assert clip.segment_bound == 16
-    np.testing.assert_array_equal(clip.patches[16:, :].reshape(8, 3, 2, -1)[:, :, 0], clip.patches[16:].reshape(8, 3, 2, -1)[:, :, 1])
+    np.testing.assert_array_equal(
+        clip.patches[16:, :].reshape(8, 3, 2, -1)[:, :, 0], clip.patches[16:].reshape(8, 3, 2, -1)[:, :, 1]
+    )
     both = pad_vision(concatenate_vision([clip, still]), 64)
     np.testing.assert_array_equal(both.segment_ids, [*np.repeat([1, 2, 3], 8), *[4] * 16, *[0] * 24])
     assert both.patches.shape == (64, 1536)

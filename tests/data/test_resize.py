@@ -24,7 +24,13 @@ def test_pixel_case():
 
 @pytest.mark.parametrize(
     ("size", "target"),
-    [((270, 480), (252, 448)), ((540, 960), (128, 224)), ((120, 160), (480, 640)), ((97, 53), (224, 32)), ((64, 64), (32, 96))],
+    [
+        ((270, 480), (252, 448)),
+        ((540, 960), (128, 224)),
+        ((120, 160), (480, 640)),
+        ((97, 53), (224, 32)),
+        ((64, 64), (32, 96)),
+    ],
 )
 def test_upstream_is_torch_antialiased_bicubic(size, target):
     torch = pytest.importorskip("torch")

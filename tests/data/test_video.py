@@ -79,7 +79,12 @@ def test_rotation_is_applied(degrees, edge, tmp_path, write_clip):
 
 @pytest.mark.parametrize(
     ("name", "container"),
-    [("faststart.mp4", {"movflags": "faststart"}), ("fragmented.mp4", FRAGMENTED), ("matroska.mkv", {}), ("dts.avi", {})],
+    [
+        ("faststart.mp4", {"movflags": "faststart"}),
+        ("fragmented.mp4", FRAGMENTED),
+        ("matroska.mkv", {}),
+        ("dts.avi", {}),
+    ],
 )
 @pytest.mark.parametrize("kept", [0.3, 0.8])
 def test_a_truncated_file_gives_the_frames_before_the_cut(name, container, kept, tmp_path, write_clip):
@@ -122,7 +127,11 @@ def test_bytes_and_transform(tmp_path, write_clip, frame_number):
 
 def test_what_is_no_video_is_named(tmp_path, write_clip):
     whole = write_clip(tmp_path / "whole.mp4").read_bytes()
-    contents = {"empty.mp4": b"", "garbage.mp4": np.random.default_rng(0).bytes(5000), "no_index.mp4": whole[: len(whole) // 2]}
+    contents = {
+        "empty.mp4": b"",
+        "garbage.mp4": np.random.default_rng(0).bytes(5000),
+        "no_index.mp4": whole[: len(whole) // 2],
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MediaError, match=rf"not a readable video.*{name}.*ffmpeg"):

@@ -107,6 +107,8 @@ def test_bad_plans_are_named():
         frame_count({"nframes": 12}, 10, 30.0)
     with pytest.raises(DataError, match="both nframes and fps"):
         frame_count({"nframes": 4, "fps": 2.0}, 100, 30.0)
+    with pytest.raises(DataError, match="video_start='0:10'"):
+        frame_range({"video_start": "0:10"}, 100, 30.0)
     with pytest.raises(DataError, match="fps=-1"):
         frame_count({"fps": -1, "video": "a.mp4"}, 100, 30.0)
     with pytest.raises(MediaError, match="max_pixels=100 is below min_pixels=4096"):

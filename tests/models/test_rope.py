@@ -48,7 +48,11 @@ def random_prompt(rng, family):
         grids.append((time, height, width))
         seconds.append(float(np.float32(rng.uniform(0.2, 4))))
         blocks = [[START, *[VIDEO] * area, END]] * time
-        tokens += sum([[7, 8, *block] for block in blocks], []) if family == "qwen3_vl" else [START, *[VIDEO] * area * time, END]
+        tokens += (
+            sum([[7, 8, *block] for block in blocks], [])
+            if family == "qwen3_vl"
+            else [START, *[VIDEO] * area * time, END]
+        )
     tokens += [5, 6]
     return np.array(tokens), grids, seconds, np.select([np.array(tokens) == IMAGE, np.array(tokens) == VIDEO], [1, 2])
 
@@ -61,7 +65,9 @@ def test_random_prompts_against_torch(family):
     from transformers import Qwen2_5_VLModel, Qwen3VLModel
 
     oracle = {"qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}[family]
-    model = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)))
+    model = SimpleNamespace(
+        config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=2))
+    )
     model.get_vision_position_ids = oracle.get_vision_position_ids.__get__(model)
     rng = np.random.default_rng(0)
     for _ in range(40):

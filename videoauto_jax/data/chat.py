@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+import jinja2
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
@@ -21,22 +22,32 @@ def visual_items(messages: Sequence[Mapping]) -> list[Mapping]:
     """The visuals of a conversation in order.
 
     Raises:
-        DataError: the messages are not in chat form, or a text contains a reserved visual token.
+        DataError: the messages are none, or not in chat form, or a text contains a reserved visual token.
     """
+    if not messages:
+        raise DataError("a conversation without messages", fix="Give at least one message")
     return [item for message in messages for item in _contents(message) if visual_kind(item)]
 
 
 def render(messages: Sequence[Mapping], tokenizer, template: str, add_generation_prompt: bool) -> str:
-    """The chat text, each visual one placeholder."""
+    """The chat text, each visual one placeholder.
+
+    Raises:
+        DataError: the template refuses the messages.
+    """
     plain = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
             content = [{"type": visual_kind(item)} if visual_kind(item) else item for item in content]
         plain.append({**message, "content": content})
-    return tokenizer.apply_chat_template(
-        plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except jinja2.TemplateError as error:
+        fix = "Check the roles and the order of the messages"
+        raise DataError(f"the chat template refuses the messages: {error}", fix=fix) from error
 
 
 def expand(

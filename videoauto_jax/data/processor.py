@@ -116,7 +116,7 @@ class Processor:
         visuals = [self._visual(item) for item in items]
         settings = self.settings
         expanded, counts = chat.expand(text, visuals, settings.family, self.video_prompt, settings.merge_size)
-        token_ids = self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        token_ids = self.tokenizer(expanded, add_special_tokens=False, verbose=False)["input_ids"]
         token_ids = chat.repeat_pads(token_ids, counts, (self.image_token_id, self.video_token_id))
         self._check_length(token_ids, messages)
         positions = self._positions(token_ids, visuals)
@@ -178,8 +178,8 @@ def load_processor(path: str | Path, **options) -> Processor:
 
 def _token_id(tokenizer, settings: VisionSettings, name: str) -> int:
     token, stated = _TOKENS[name], settings.token_ids.get(name)
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
+    found = tokenizer.convert_tokens_to_ids(token)
+    if found in (None, tokenizer.unk_token_id):
         raise ModelError(f"the tokenizer lacks {token}", where=tokenizer.name_or_path, fix="Use a Qwen-VL tokenizer")
     if stated is not None and stated != found:
         raise ModelError(

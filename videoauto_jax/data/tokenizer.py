@@ -32,6 +32,10 @@ def load_tokenizer(folder: Path):
     Raises:
         ModelError: there is none, or it is broken.
     """
+    fix = "Restore the checkpoint's tokenizer.json and tokenizer_config.json"
+    # Without its files transformers would make an empty tokenizer and say nothing.
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise ModelError("no tokenizer", where=folder, fix=fix)
     # Imported here: it takes two seconds, and commands that need no tokenizer should not wait for it.
     from transformers import AutoTokenizer
 
@@ -39,7 +43,6 @@ def load_tokenizer(folder: Path):
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a broken file surfaces as whatever its parser raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        fix = "Restore the checkpoint's tokenizer.json and tokenizer_config.json"
         raise ModelError(f"no usable tokenizer: {reason}", where=folder, fix=fix) from error
 
 

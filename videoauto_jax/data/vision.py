@@ -101,8 +101,8 @@ def frame_count(visual: Mapping, total_frames: int, video_fps: float) -> int:
         DataError: both `fps` and `nframes` are given, or one of them is not a positive number.
         MediaError: there are fewer frames than asked for, or fewer than two.
     """
-    if "nframes" in visual:
-        if "fps" in visual:
+    if visual.get("nframes") is not None:
+        if visual.get("fps") is not None:
             raise DataError("a video states both nframes and fps", where=_name(visual), fix="Keep one of them")
         count = round(_positive(visual, "nframes", 0) / FRAME_FACTOR) * FRAME_FACTOR
     else:
@@ -124,9 +124,10 @@ def frame_range(visual: Mapping, total_frames: int, video_fps: float) -> tuple[i
     """First frame, last frame (inclusive) and number of frames of the segment `video_start` … `video_end` (seconds).
 
     Raises:
+        DataError: one of the two is not a number.
         MediaError: the segment holds fewer than two frames of the video.
     """
-    start, end = visual.get("video_start"), visual.get("video_end")
+    start, end = (_seconds(visual, key) for key in ("video_start", "video_end"))
     duration = total_frames / video_fps
     first, last = 0, total_frames - 1
     if start is not None:
@@ -277,6 +278,13 @@ def _check_size(height: int, width: int, min_pixels: float, max_pixels: float) -
         raise MediaError(
             f"max_pixels={max_pixels:g} is below min_pixels={min_pixels:g}", fix="Lower min_pixels or raise max_pixels"
         )
+
+
+def _seconds(visual: Mapping, key: str) -> float | None:
+    value = visual.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)):
+        raise DataError(f"{key}={value!r} is not a number of seconds", where=_name(visual), fix=f"Correct {key}")
+    return value
 
 
 def _positive(visual: Mapping, key: str, default: float) -> float:
