@@ -62,6 +62,10 @@ class Metrics:
         """Returns sum / count of every metric; NaN where nothing was counted."""
         return {name: float(total / count) if count else float("nan") for name, (total, count) in self._pairs.items()}
 
+    def pairs(self) -> Pairs:
+        """Returns the (sum, count) pairs themselves."""
+        return dict(self._pairs)
+
     def clear(self) -> None:
         """Forgets everything, for the next interval."""
         self._pairs = {}

@@ -15,7 +15,9 @@ from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.train.groups import GroupBatch, branch_log_probs
 from videoauto_jax.train.grpo import GRPOLossConfig, policy_loss
 from videoauto_jax.train.guard import grad_norm
+from videoauto_jax.train.optimizer import make_optimizer
 from videoauto_jax.train.parameters import TrainableConfig
+from videoauto_jax.train.recipe import RunConfig
 
 Pairs = dict[str, tuple[Array, Array]]
 
@@ -54,19 +56,29 @@ class Learner:
         temperature: float = 1.0,
         remat: bool = False,
     ):
-        self.graph, self._initial, self.frozen = nnx.split(model, trainable, ...)
+        self.graph, self.initial, self.frozen = nnx.split(model, trainable, ...)
         self.optimizer = optimizer
         self.log_probs = partial(_log_probs, self.graph, temperature=temperature, remat=remat)
         self.sft_step = partial(_sft_step, self.graph, optimizer, remat=remat)
         self.grpo_step = partial(_grpo_step, self.graph, optimizer, temperature=temperature, remat=remat)
 
-    def initial_state(self) -> TrainState:
-        """The state before the first update. Eager on purpose: moments take the shardings of their parameters."""
-        return TrainState(self._initial, self.optimizer.init(self._initial))
+    @classmethod
+    def create(cls, model: QwenVL, config: RunConfig, total_steps: int, *, temperature: float = 1.0) -> "Learner":
+        """The learner of a recipe."""
+        _, trainable, _ = nnx.split(model, config.trainable, ...)
+        optimizer = make_optimizer(config.optimizer, trainable, total_steps)
+        return cls(model, config.trainable, optimizer, temperature=temperature, remat=config.remat)
 
-    def model(self, state: TrainState) -> QwenVL:
-        """The model with the state's weights; no copy."""
-        return nnx.merge(self.graph, state.trainable, self.frozen)
+    def initial_state(self) -> TrainState:
+        """The state before the first update. Eager on purpose: moments take the shardings of their parameters.
+
+        Updates donate their state, so this is a copy; `initial` stays whole.
+        """
+        return TrainState(jax.tree.map(jnp.copy, self.initial), self.optimizer.init(self.initial))
+
+    def model(self, trainable: nnx.State) -> QwenVL:
+        """The model with these weights; no copy."""
+        return nnx.merge(self.graph, trainable, self.frozen)
 
 
 @jax.jit

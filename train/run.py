@@ -1,0 +1,140 @@
+"""The folder of a training run, and how a run is taken up again where it stopped.
+
+    config.yaml     the recipe, written first; the same recipe continues, another one is refused
+    checkpoints/    Orbax: trainable parameters, optimiser state, position in the data
+    metrics.jsonl   one line per step; lines after the restored step are dropped
+    model/          HF folder, written when the run has ended
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from videoauto_jax.checkpoint import Checkpoints
+from videoauto_jax.config import dump_config
+from videoauto_jax.data.stream import PromptStream
+from videoauto_jax.errors import UsageError
+from videoauto_jax.files import new_folder, write_atomic
+from videoauto_jax.models.hf import save_model
+from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.train.metrics import MetricsLogger
+from videoauto_jax.train.recipe import RunConfig
+from videoauto_jax.train.step import TrainState
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after every step with steps done, steps in all, and the step's metrics."""
+
+
+class Run:
+    """One training run on disk.
+
+    Args:
+        config: the recipe; `config.output` is the folder.
+        force: begin anew in a folder that holds another run.
+
+    Raises:
+        UsageError: the folder holds something else, or a run of another recipe.
+    """
+
+    def __init__(self, config: RunConfig, *, force: bool = False):
+        self.config, self.folder = config, Path(config.output)
+        self._claim(force)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep)
+        self.logger = MetricsLogger(self.folder)
+
+    def restore(self, state: TrainState, stream: PromptStream) -> tuple[TrainState, int]:
+        """The newest checkpoint, or `state` and 0 if there is none. The stream and the metrics go back with it."""
+        step = self.checkpoints.latest()
+        if step is None:
+            self.logger.rewind(0)
+            return state, 0
+        restored, facts = self.checkpoints.restore(step, like=state)
+        stream.restore(facts["data"])
+        self.logger.rewind(step)
+        return restored, step
+
+    def save(self, step: int, state: TrainState, stream: PromptStream) -> None:
+        """Saves in the background; the state may be donated afterwards."""
+        if self.checkpoints.latest() != step:
+            self.checkpoints.save(step, state, {"data": stream.state()})
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained model is exported."""
+        return self.folder / "model"
+
+    def export(self, model: QwenVL) -> None:
+        """Writes the trained model as an HF folder; `config.json` comes last and says that it is whole."""
+        save_model(model, self.model_folder, like=self.config.model)
+
+    def finished(self) -> bool:
+        """Whether the run has ended and its model is written."""
+        return (self.model_folder / "config.json").exists()
+
+    def close(self) -> None:
+        """Waits for the save in flight and closes the metrics."""
+        self.checkpoints.close()
+        self.logger.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _claim(self, force: bool) -> None:
+        recipe, text = self.folder / "config.yaml", dump_config(self.config)
+        if recipe.exists() and recipe.read_text() != text and not force:
+            raise UsageError(
+                "the output folder holds a run of another recipe",
+                where=self.folder,
+                fix="Name another output=, or add --force to begin anew and lose that run",
+            )
+        if not recipe.exists() or recipe.read_text() != text:
+            new_folder(self.folder, force=force)
+            write_atomic(recipe, text)
+
+
+class Trainer(Protocol):
+    """What `train_run` drives: one unit of work between two possible checkpoints."""
+
+    total: int
+
+    def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        """Does unit number `index`; returns the new state and the unit's metrics."""
+
+
+def train_run(
+    run: Run, trainer: Trainer, state: TrainState, stream: PromptStream, progress: Progress | None = None
+) -> TrainState:
+    """Takes a run from its newest checkpoint to its end.
+
+    A checkpoint is written every `save_every` units, at the end, and when the run is interrupted: what a second start then
+    does is exactly what an uninterrupted run would have done.
+    """
+    state, done = run.restore(state, stream)
+    saved = done
+    try:
+        while done < trainer.total:
+            state, metrics = trainer.step(state, done)
+            done += 1
+            run.logger.log(done, metrics)
+            if progress is not None:
+                progress(done, trainer.total, metrics)
+            if done % run.config.save_every == 0 or done == trainer.total:
+                run.save(done, state, stream)
+                saved = done
+    finally:
+        stream.close()
+        if done > saved and not _donated(state):
+            run.save(done, state, stream)
+        run.checkpoints.wait()
+    return state
+
+
+def _donated(state: TrainState) -> bool:
+    """Whether an interrupted step had already taken the state's buffers."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
+

@@ -1,0 +1,60 @@
+"""Supervised fine-tuning on demonstrations."""
+
+from videoauto_jax.data.processor import load_processor
+from videoauto_jax.data.stream import PromptStream
+from videoauto_jax.models.hf import load_model
+from videoauto_jax.sharding import make_mesh, place_rows
+from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles
+from videoauto_jax.train.recipe import SFTConfig
+from videoauto_jax.train.rollout import place_groups
+from videoauto_jax.train.run import Progress, Run, train_run
+from videoauto_jax.train.step import Learner, TrainState
+
+
+class SFTTrainer:
+    """One optimiser step per unit.
+
+    Args:
+        config: the recipe.
+        learner: the compiled steps.
+        stream: bundles.
+        processor: pads prompts.
+        mesh: where arrays go.
+    """
+
+    def __init__(self, config: SFTConfig, learner: Learner, stream: PromptStream, processor, mesh):
+        self.config, self.learner, self.stream = config, learner, stream
+        self.processor, self.mesh, self.total = processor, mesh, config.steps
+
+    def step(self, state: TrainState, index: int) -> tuple[TrainState, dict]:
+        data = self.config.data
+        batch, weights = pack_bundles(
+            self.processor,
+            [bundle for _, _, bundle in next(self.stream)],
+            bound=self.config.max_response_tokens,
+            count=self.config.questions,
+            prompt_lengths=data.prompt_lengths,
+            patch_counts=data.patch_counts,
+            branch_lengths=data.branch_lengths,
+        )
+        batch, weights = place_groups(batch, self.mesh), place_rows(weights, self.mesh)
+        return self.learner.sft_step(state, self.learner.frozen, batch, weights)
+
+
+def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | None = None) -> None:
+    """Runs a recipe, or takes it up where it stopped; writes `output/model`."""
+    with Run(config, force=force) as run:
+        if run.finished():
+            return
+        mesh = make_mesh(config.mesh)
+        processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
+        bundles = make_bundles(config.data.samples(), config.questions)
+        encoder = BundleEncoder(processor, config.max_response_tokens)
+        stream = PromptStream(
+            bundles, encoder, config.data.stream(config.rows, config.seed), skip_log=run.folder / "skipped.jsonl"
+        )
+        model = load_model(config.model, mesh, config.dtype, param_dtype="float32")
+        learner = Learner.create(model, config, total_steps=config.steps)
+        trainer = SFTTrainer(config, learner, stream, processor, mesh)
+        state = train_run(run, trainer, learner.initial_state(), stream, progress)
+        run.export(learner.model(state.trainable))
