@@ -1,7 +1,7 @@
 """The attention op: partial attentions that merge.
 
-`attend` gives a partial result and its log-sum-exp; `merge` joins two partials over disjoint keys into the exact attention
-over their union. Prompt plus branch, cached decoding and anything that splits keys is this one algebra.
+`attend` gives a partial result and its log-sum-exp; `merge` joins two partials over disjoint keys into the exact
+attention over their union. Prompt plus branch, cached decoding and anything that splits keys is this one algebra.
 
 Shapes: `B` rows, `T` queries, `S` keys, `N` query heads, `K` key/value heads (`N` a multiple of `K`), `H` head size.
 """
@@ -51,7 +51,8 @@ def attend(
     """Scaled dot-product attention over the keys that `mask` allows; scale is `H ** -0.5`.
 
     Returns:
-        The output in q's dtype, 0 where a query sees no key, and the natural-log sum of exponentials in float32, -inf there.
+        The output in q's dtype, and the natural logarithm of the sum of exponentials in float32. Where a query sees no
+        key they are 0 and -inf.
 
     Raises:
         ValueError: the backend does not exist.

@@ -1,6 +1,6 @@
 """Attention in plain XLA, for any device: the other backends' oracle and the CPU's workhorse.
 
-Never materialises scores above a block: long rows go through queries in chunks, and rows with bounded segments become many
+Scores of all pairs never exist for long rows: queries go through in chunks, and rows with bounded segments become many
 short rows that look only at their neighbourhood.
 """
 

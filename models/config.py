@@ -70,10 +70,12 @@ def read_config(folder: str | Path) -> QwenVLConfig:
     path = Path(folder) / "config.json"
     try:
         facts = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError("not a model folder: config.json is missing", where=folder, fix="Give an HF model folder") from None
-    except json.JSONDecodeError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError("not a model folder: no config.json", where=folder, fix="Give an HF model folder") from None
+    except ValueError as error:
         raise ModelError(f"config.json does not parse: {error}", where=path, fix="Download the file again") from None
+    if not isinstance(facts, dict):
+        raise ModelError("config.json is not a JSON object", where=path, fix="Download the file again")
     return parse_config(facts, where=path)
 
 
@@ -86,8 +88,9 @@ def parse_config(facts: dict, *, where: object = None) -> QwenVLConfig:
         text = _text(facts | facts.get("text_config", {}), facts)
         vision = _vision(facts["vision_config"])
     except KeyError as error:
-        raise ModelError(f"config.json lacks {error.args[0]!r}", where=where, fix="Use the checkpoint's own file") from None
-    if text.rope_theta is None or sum(text.mrope_section) * 2 != text.head_dim:
+        what = f"config.json lacks {error.args[0]!r}"
+        raise ModelError(what, where=where, fix="Use the checkpoint's own file") from None
+    if sum(text.mrope_section) * 2 != text.head_dim:
         raise ModelError(
             f"mrope_section {list(text.mrope_section)} does not sum to head_dim / 2 = {text.head_dim // 2}", where=where
         )

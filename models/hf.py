@@ -1,12 +1,11 @@
 """HF folders in and out: one table, read in both directions.
 
-A row says which HF tensor is which parameter of ours and how their axes correspond, as an einops pattern from HF's order to
-ours. `{i}` counts the layers that ours stacks along a leading axis.
+A row says which HF tensor is which parameter of ours and how their axes correspond, as an einops pattern from HF's
+order to ours. `{i}` counts the layers that ours stacks along a leading axis.
 """
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,10 +73,20 @@ SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json
               "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
               "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # fmt: skip
 
+_MIXED = "Use the config.json and all weights of one checkpoint"
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parameter of ours and the HF tensors that make it."""
+    """One parameter of ours and the HF tensors that make it.
+
+    Attributes:
+        keys: names of the HF tensors, one per layer if `stacked`.
+        path: our parameter.
+        pattern: axes of an HF tensor and of ours, without the layer axis.
+        stacked: ours has a leading layer axis.
+        sizes: of those axes in `pattern` that the tensors alone do not tell.
+    """
 
     keys: tuple[str, ...]
     path: str
@@ -87,16 +96,21 @@ class Row:
 
     def to_ours(self, tensors: list[np.ndarray]) -> np.ndarray:
         """HF tensors, one per stacked layer, to our array."""
-        used = {name: size for name, size in self.sizes.items() if re.search(rf"\b{name}\b", self.pattern)}
-        arrays = [rearrange(tensor, self.pattern, **used) for tensor in tensors]
+        arrays = [rearrange(tensor, self.pattern, **self.sizes) for tensor in tensors]
         return np.stack(arrays) if self.stacked else arrays[0]
 
     def to_hf(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Our array to named HF tensors."""
-        theirs, ours = self.pattern.split(" -> ")
-        used = {name: size for name, size in self.sizes.items() if re.search(rf"\b{name}\b", self.pattern)}
         for key, layer in zip(self.keys, array if self.stacked else array[None]):
-            yield key, np.ascontiguousarray(rearrange(layer, f"{ours} -> {theirs}", **used))
+            yield key, np.ascontiguousarray(self._reversed(layer))
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that each HF tensor has if our array has `shape`."""
+        return self._reversed(np.broadcast_to(np.False_, shape[1:] if self.stacked else shape)).shape
+
+    def _reversed(self, layer: np.ndarray) -> np.ndarray:
+        theirs, ours = self.pattern.split(" -> ")
+        return rearrange(layer, f"{ours} -> {theirs}", **self.sizes)
 
 
 def rows(config: QwenVLConfig) -> list[Row]:
@@ -163,14 +177,11 @@ def abstract_model(config: QwenVLConfig, dtype: str, param_dtype: str) -> QwenVL
 
 
 def _place(row: Row, tensors: "_Tensors", wanted: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh | None) -> jax.Array:
-    array = row.to_ours([tensors.read(key) for key in row.keys])
-    if array.shape != wanted.shape:
-        raise ModelError(
-            f"{row.keys[0]} gives {array.shape} where the config asks for {wanted.shape}",
-            where=tensors.folder,
-            fix="config.json and the safetensors files are not of one model",
-        )
-    array = array.astype(wanted.dtype)
+    found, shape = [tensors.read(key) for key in row.keys], row.hf_shape(wanted.shape)
+    for key, tensor in zip(row.keys, found):
+        if tensor.shape != shape:
+            raise ModelError(f"{key} is {tensor.shape}, config.json asks for {shape}", where=tensors.folder, fix=_MIXED)
+    array = row.to_ours(found).astype(wanted.dtype)
     if mesh is None:
         return jnp.asarray(array)
     spec = parameter_spec(row.path, array.shape, mesh)
@@ -209,9 +220,7 @@ class _Tensors:
         for what, keys in (("missing", wanted - found), ("unexpected", found - wanted)):
             if keys:
                 shown = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-                raise ModelError(
-                    f"{what} weights: {shown}", where=self.folder, fix="config.json and the weights are not of one model"
-                )
+                raise ModelError(f"{what} weights: {shown}", where=self.folder, fix=_MIXED)
 
 
 def save_model(
@@ -234,12 +243,19 @@ def save_model(
         array = np.asarray(jax.device_get(arrays[row.path]))
         tensors.update(row.to_hf(array.astype(jnp.dtype(dtype)) if dtype else array))
     write_tensors(tensors, folder, max_shard_size)
-    facts = json.loads((like / "config.json").read_text())
-    facts["dtype"] = str(next(iter(tensors.values())).dtype)
-    (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
     for name in SIDE_FILES:
-        if (like / name).exists() and like != folder:
+        if (like / name).exists() and not folder.samefile(like):
             shutil.copy(like / name, folder / name)
+    facts = _with_dtype(json.loads((like / "config.json").read_text()), str(next(iter(tensors.values())).dtype))
+    # Last: a folder with a config.json is whole.
+    _write_text(folder / "config.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _with_dtype(facts: dict, dtype: str) -> dict:
+    """The config with its dtype, and those of the parts that state one, replaced."""
+    parts = {key: value for key, value in facts.items() if isinstance(value, dict) and "dtype" in value}
+    parts = {key: _with_dtype(value, dtype) for key, value in parts.items()}
+    return {key: value for key, value in facts.items() if key != "torch_dtype"} | parts | {"dtype": dtype}
 
 
 def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: str = "5GB") -> None:
@@ -256,4 +272,10 @@ def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: 
         temporary.rename(folder / file)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.rename(path)

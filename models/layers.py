@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -16,7 +15,7 @@ EMBED_INIT = nnx.initializers.normal(0.02)
 class Projection(nnx.Einsum):
     """A linear map whose kernel keeps its meaningful axes (`[D, N, H]` rather than `[D, N * H]`).
 
-    A fresh kernel has variance 1 / fan-in, which models far narrower than the released ones need in order to learn at all.
+    A fresh kernel has variance 1 / fan-in, which models far narrower than the released ones need to learn at all.
     """
 
     def __init__(
@@ -52,8 +51,3 @@ def layer_norm(size: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rn
 def stack(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
     """`count` modules of one shape as one module whose parameters have a leading layer axis."""
     return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=count)(rngs.fork(split=count))
-
-
-def as_float32(x):
-    """Casts to float32, the dtype of logits, log-probabilities and statistics."""
-    return jnp.asarray(x, jnp.float32)

@@ -1,7 +1,7 @@
 """Logical axes of parameters and activations, and how they fall on a mesh.
 
-One table names the axes of every parameter by its path; a layout maps those names to mesh axes. Nothing else in the project
-decides where an array lives.
+One table names the axes of every parameter by its path; a layout maps those names to mesh axes. Nothing else in the
+project decides where an array lives.
 """
 
 import re
@@ -46,7 +46,7 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, layout: str = "train") -> PartitionSpec:
     """Where a parameter lives on `mesh`.
 
-    A dimension that its mesh axis does not divide stays whole (a tiny model on a wide mesh, four KV heads on eight devices).
+    A dimension that its mesh axis does not divide stays whole (a tiny model on a wide mesh, 4 KV heads on 8 devices).
 
     Args:
         path: slash-separated path, as `videoauto_jax.models.qwen_vl.parameter_paths` gives.
@@ -58,9 +58,9 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, l
         ModelError: the table does not know the path, or a mesh axis would be used twice for one array.
     """
     axes = logical_axes(path)
-    rules = LAYOUTS[layout]
-    chosen = [rules.get(axis) if axis else None for axis in axes]
-    placed = [axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None for axis, size in zip(chosen, shape)]
+    chosen = [LAYOUTS[layout].get(axis) for axis in axes]
+    fits = lambda axis, size: axis in mesh.shape and size % mesh.shape[axis] == 0  # noqa: E731
+    placed = [axis if fits(axis, size) else None for axis, size in zip(chosen, shape)]
     used = [axis for axis in placed if axis]
     if len(used) != len(set(used)):
         raise ModelError(f"layout {layout!r} uses a mesh axis twice for {path}", fix="Correct models/partition.py")

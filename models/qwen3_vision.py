@@ -140,8 +140,5 @@ class PatchMerger(nnx.Module):
         self.fc2 = Projection("...f,fd->...d", (self.joined, width), bias_shape=(width,), **options)
 
     def __call__(self, x: Float[Array, "Q Dv"]) -> Float[Array, "M D"]:
-        if self.join_first:
-            x = self.norm(x.reshape(-1, self.joined))
-        else:
-            x = self.norm(x).reshape(-1, self.joined)
+        x = self.norm(x.reshape(-1, self.joined)) if self.join_first else self.norm(x).reshape(-1, self.joined)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))

@@ -107,11 +107,10 @@ class QwenVL(nnx.Module):
         return self.forward(inputs, attention, features, remat=remat)[0]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Logits in float32."""
-        if self.config.text.tied_head:
-            kernel = self.text.embed.embedding[...].astype(hidden.dtype)
-            return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
+        """Logits in float32, whatever the dtype of the product: rounded ones would spoil log-probabilities."""
+        tied = self.config.text.tied_head
+        kernel = self.text.embed.embedding[...].T if tied else self.head.kernel[...]
+        return jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def parameter_paths(tree: nnx.State | nnx.Module) -> dict[str, jax.Array]:

@@ -22,7 +22,7 @@ def text_rotary(positions: Int[Array, "3 *BT"], head_dim: int, theta: float, sec
 
 
 def vision_rotary(rotary_ids: Int[Array, "Q 2"], head_dim: int) -> Rotary:
-    """Axial rotary of the vision tower (HF `Qwen3VLVisionRotaryEmbedding`): half the frequencies by row, half by column."""
+    """Axial rotary of the vision tower (HF `Qwen3VLVisionRotaryEmbedding`): frequencies by row, then by column."""
     angles = rotary_ids.astype(jnp.float32)[..., None] * _inverse_frequencies(head_dim // 2, 10_000.0)
     return _cos_sin(angles.reshape(*rotary_ids.shape[:-1], -1))
 

@@ -1,4 +1,4 @@
-"""The decoder: Qwen3 layers (grouped queries, q/k norm), stacked and scanned, with DeepStack features entering the first ones."""
+"""The decoder: Qwen3 layers (grouped queries, q/k norm), stacked and scanned; DeepStack features enter the first."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ class Mlp(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Grouped-query projections with per-head q/k norm (HF `Qwen3VLTextAttention`); the attention itself is passed in."""
+    """Grouped-query projections with q/k norm (HF `Qwen3VLTextAttention`); the attention itself is passed in."""
 
     def __init__(self, config: TextConfig, **options):
         width, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
             positions: M-RoPE positions of the tokens.
             attention: called in each layer with its projections and its slice of `caches`.
             caches: pytree with a leading layer axis, or None.
-            deepstack: features that are added after each of the first `K` layers, and the row of them each slot takes (-1: none).
+            deepstack: features added after each of the first `K` layers, and the row that each slot takes (-1: none).
             remat: recompute a layer's activations in the backward pass.
 
         Returns:

@@ -1,6 +1,149 @@
-"""The whole suite runs on the CPU with eight devices, set before anything imports jax."""
+"""The whole suite runs on the CPU with eight devices, set before anything imports jax. Here too: tiny checkpoints."""
 
+import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import pytest
+
+SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
+ORDINARY = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
+TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>
+{%- else %}{{ part.text }}{% endif -%}
+{%- endfor -%}
+{%- endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}"""
+
+# Head size is not width / heads, DeepStack taps are not consecutive, and all that a mesh of 8 splits divides by 4 or 2.
+TEXT = {
+    "vocab_size": 384, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+    },
+}  # fmt: skip
+VISION = {
+    "depth": 4, "hidden_size": 32, "intermediate_size": 56, "num_heads": 2, "out_hidden_size": 48,
+    "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2], "patch_size": 16, "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory):
+    """A folder as transformers 5 writes it, patch 16 and an 8 x 8 position grid; no weights."""
+    folder = tmp_path_factory.mktemp("qwen3_vl")
+    tokenizer = write_tokenizer(folder)
+    vision = {"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 64}
+    write_json(folder / "config.json", {"model_type": "qwen3_vl", "vision_config": vision, **_token_ids(tokenizer)})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A whole tiny Qwen3-VL checkpoint with random weights, tied head, nested config."""
+    return _tiny(tmp_path_factory, tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_folder(tmp_path_factory):
+    """The same with a head of its own."""
+    return _tiny(tmp_path_factory, tied=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder):
+    """The tiny checkpoint in float32 on one device."""
+    from videoauto_jax.models.hf import load_model
+
+    return load_model(tiny_folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tiny_folder):
+    """Its processor."""
+    from videoauto_jax.data.processor import load_processor
+
+    return load_processor(tiny_folder)
+
+
+def _tiny(tmp_path_factory, tied):
+    from videoauto_jax.models.hf import save_model
+
+    folder = tmp_path_factory.mktemp("tied" if tied else "untied")
+    ids = _token_ids(write_tokenizer(folder))
+    facts = {
+        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": tied,
+        "text_config": {"model_type": "qwen3_vl_text", **TEXT}, "vision_config": {"model_type": "qwen3_vl", **VISION},
+    }  # fmt: skip
+    write_json(folder / "config.json", facts | ids)
+    save_model(_random_model(folder), folder, like=folder)
+    return folder
+
+
+def _random_model(folder):
+    """Random weights, norms and biases too, so that none can be forgotten; wide logits, so that no two are close."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from videoauto_jax.models.config import read_config
+    from videoauto_jax.models.qwen_vl import QwenVL
+
+    model = QwenVL(read_config(folder), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    state, keys = nnx.state(model, nnx.Param), nnx.Rngs(1)
+    for path, leaf in nnx.to_flat_state(state):
+        value, noise = leaf.get_value(), jax.random.normal(keys.params(), leaf.get_value().shape)
+        scale = {"scale": 0.1, "bias": 0.1, "embedding": 0.2}.get(path[-1], 0.0)
+        leaf.set_value(value + scale * noise)
+    nnx.update(model, state)
+    return model
+
+
+def write_tokenizer(folder, special=SPECIAL):
+    """A byte-level BPE with Qwen's splitting rule and its added tokens behind the vocabulary."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Sequence([split, bytes_]), decoders.ByteLevel()
+    corpus = ["What happens in the video? :< \\boxed{A} seconds> seconds <0.5 assistant user system "] * 20
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False))
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in ORDINARY])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id})
+    return tokenizer
+
+
+def _token_ids(tokenizer):
+    names = {
+        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+    }  # fmt: skip
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content))

@@ -15,8 +15,8 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol.automaton import compile_automaton
-from videoauto_jax.protocol.dfa import Mark
 from videoauto_jax.protocol.confidence import replay
+from videoauto_jax.protocol.reader import Mark
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, Mode, make_answer
 

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 
 from videoauto_jax.cli.quickstart.questions import GUESS, Item
-
-FALLBACK = "Let's analyze the problem step by step."
+from videoauto_jax.protocol import FALLBACK_ANSWER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +32,12 @@ class DemonstrationMix:
 def demonstration(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -> str:
     """A full response `\\boxed{a1}<think>thought</think>\\boxed{a2}` drawn from the mix."""
     if item.kind != "reasoning":
-        first = FALLBACK if rng.random() < mix.perception_fallback else item.answer
+        first = FALLBACK_ANSWER if rng.random() < mix.perception_fallback else item.answer
         return response(first, item.careful, item.answer)
-    first = FALLBACK if rng.random() < mix.reasoning_fallback else _guess(item, rng, mix.reasoning_first_right)
+    first = FALLBACK_ANSWER if rng.random() < mix.reasoning_fallback else _guess(item, rng, mix.reasoning_first_right)
     if rng.random() < mix.careful:
         return response(first, item.careful, item.answer)
-    keeps = first != FALLBACK and rng.random() < mix.keep_first
+    keeps = first != FALLBACK_ANSWER and rng.random() < mix.keep_first
     guess = first if keeps else _guess(item, rng, mix.hurried_right)
     return response(first, item.hurried.replace(GUESS, guess), guess)
 

@@ -1,0 +1,165 @@
+"""Questions and demonstrations against the scenes they are about: answers and steps are worked out anew here."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from videoauto_jax.cli.quickstart.demonstrations import DemonstrationMix, demonstration
+from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, VIDEO_QUESTIONS, digits
+from videoauto_jax.cli.quickstart.scene import FRAMES_PER_SECOND, make_scene, render, render_still
+from videoauto_jax.protocol import FALLBACK_ANSWER, parse_response
+
+SCENES = [make_scene(seed) for seed in range(600)]
+
+
+def ask(skill):
+    rng = np.random.default_rng(1)
+    return [(scene, VIDEO_QUESTIONS[skill](scene, rng)) for scene in SCENES]
+
+
+def option(item):
+    """Text of the option that the answer's letter names."""
+    return dict(option.split(". ") for option in item.fields["options"])[item.answer[0]]
+
+
+def test_scenes_keep_their_promises_and_their_seed():
+    assert [make_scene(seed) for seed in range(600)] == SCENES and len(set(SCENES)) == 600
+    for scene in SCENES:
+        start, end = scene.flash
+        assert 4 <= scene.seconds <= 6 and 0 <= start < end <= scene.seconds and end - start < scene.seconds
+        assert len(scene.lamp) == len(scene.dots) == scene.seconds
+        assert len(set(scene.lamp)) >= 3 and set(scene.dots) <= {1, 2, 3, 4}
+
+
+def test_pictures_show_what_the_scene_says():
+    for scene in SCENES[:40]:
+        frames = render(scene)
+        assert frames.shape == (scene.seconds * FRAMES_PER_SECOND, 64, 64, 3) and frames.dtype == np.uint8
+        for second in range(scene.seconds):
+            for picture in (frames[second * FRAMES_PER_SECOND], render_still(scene, second)):
+                assert read_second(picture) == (
+                    scene.lamp[second],
+                    scene.dots[second],
+                    scene.flash[0] <= second < scene.flash[1],
+                )
+        first, last = middle_of_shape(frames[0]), middle_of_shape(frames[-1])
+        moves = {"left": first > last + 20, "right": first < last - 20, "still": abs(first - last) < 1}
+        assert moves[scene.motion]
+
+
+def read_second(picture):
+    """(lamp, dots, border lit) of a picture, from its pixels."""
+    red, green, blue = picture[47, 17].astype(int)
+    lamp = "blue" if blue > 150 else ("yellow" if green > 150 else "red") if red > 150 else "green"
+    dots = sum(picture[row, column].min() > 150 for row in (42, 54) for column in (42, 54))
+    return lamp, dots, bool(picture[0, 32].min() > 150)
+
+
+def middle_of_shape(picture):
+    upper = picture[4:30, 3:61].astype(int)
+    return np.argwhere(upper.max(-1) > 100)[:, 1].mean()
+
+
+@pytest.mark.parametrize(
+    "skill, truth", [("colour", "colour"), ("object", "shape"), ("direction", "motion"), ("grounded", "colour")]
+)
+def test_choices_name_what_is_seen(skill, truth):
+    for scene, item in ask(skill):
+        assert option(item) == getattr(scene, truth)
+        texts = [text.partition(". ")[2] for text in item.fields["options"]]
+        assert len(set(texts)) == len(texts) and getattr(scene, truth).split()[-1] in item.careful
+        assert item.answer not in item.wrong
+
+
+def test_grounding_answers_are_the_flash():
+    for skill, path in (("when", lambda f: f["timestamps"]), ("grounded", lambda f: f["timestamps"][0])):
+        for scene, item in ask(skill):
+            assert path(item.fields) == list(scene.flash)
+            assert re.findall(r"\d\.0", item.answer) == [f"{t}.0" for t in scene.flash]
+
+
+def test_careful_sums_are_right_at_every_step():
+    for scene, item in ask("sum"):
+        steps = re.findall(r"(\d)s (\d) total (\d)", item.careful)
+        total = 0
+        for second, (at, dots, shown) in enumerate(steps):
+            total += scene.dots[second]
+            assert (int(at), int(dots), int(shown)) == (second, scene.dots[second], total % 10)
+        assert len(steps) == scene.seconds and item.answer == str(sum(scene.dots) % 10)
+
+
+def test_careful_counts_are_right_at_every_step():
+    for scene, item in ask("count"):
+        target = re.search(r"lamp (\w+)\?", item.fields["problem"])[1]
+        seen = 0
+        steps = re.findall(r"(\d)s (\w+) (\d)", item.careful)
+        for second, step in enumerate(steps):
+            seen += scene.lamp[second] == target
+            assert step == (str(second), scene.lamp[second], str(seen))
+        assert len(steps) == scene.seconds and item.answer == str(seen)
+
+
+def test_orders_are_those_of_first_appearance():
+    for scene, item in ask("order"):
+        named = re.search(r"first show (.*)\?", item.fields["problem"])[1].split(", ")
+        assert option(item).split(", ") == sorted(named, key=scene.lamp.index) and len(named) == 3
+        assert re.findall(r"\ds (\w+)", item.careful) == list(scene.lamp)
+        assert len({tuple(text[3:].split(", ")) for text in item.fields["options"]}) == 4
+
+
+def test_stills_and_text():
+    scene = SCENES[0]
+    answers = {skill: make(scene, 2).answer for skill, make in IMAGE_QUESTIONS.items()}
+    assert answers == {
+        "still_colour": scene.colour,
+        "still_object": scene.shape,
+        "still_dots": str(scene.dots[2]),
+    }
+    item = digits([3, 4, 2, 4])
+    assert item.fields == {"prompt": "What is the last digit of 3 + 4 + 2 + 4?", "solution": "3"}
+    assert item.careful == "3 total 3; 4 total 7; 2 total 9; 4 total 3."
+
+
+@pytest.mark.parametrize(
+    "skill, least, most",
+    [
+        *[(skill, 0.19, 0.31) for skill in ("colour", "object", "order")],
+        ("direction", 0.27, 0.40),
+        ("sum", 0.05, 0.16),
+        ("count", 0.01, 0.45),
+    ],
+)
+def test_no_answer_can_be_guessed_from_its_frequency(skill, least, most):
+    shares = Counter(item.answer for _, item in ask(skill))
+    assert min(shares.values()) / len(SCENES) > least and max(shares.values()) / len(SCENES) < most
+
+
+def test_demonstrations_follow_the_grammar_and_the_mix():
+    mix = DemonstrationMix(reasoning_fallback=0.4, reasoning_first_right=0.3, careful=0.6, hurried_right=0.2)
+    rng = np.random.default_rng(0)
+    tally = Counter()
+    for _, item in ask("sum") * 4:
+        parsed = parse_response(demonstration(item, rng, mix))
+        assert parsed.well_formed
+        careful = parsed.thought == item.careful
+        fallback = parsed.first == FALLBACK_ANSWER
+        tally["fallback"] += fallback
+        tally["first right"] += parsed.first == item.answer
+        tally["careful"] += careful
+        tally["careful right"] += careful and parsed.second == item.answer
+        tally["hurried right"] += not careful and parsed.second == item.answer
+        assert careful or parsed.thought == f"It looks like {parsed.second}."
+    shares = {name: count / 2400 for name, count in tally.items()}
+    assert shares["careful right"] == shares["careful"]
+    expected = {"fallback": 0.4, "first right": 0.6 * 0.3, "careful": 0.6, "hurried right": 0.4 * 0.2}
+    assert {name: shares[name] for name in expected} == pytest.approx(expected, abs=0.04)
+
+
+def test_perception_is_demonstrated_right():
+    rng = np.random.default_rng(0)
+    for skill in ("colour", "when", "grounded"):
+        for _, item in ask(skill)[:100]:
+            parsed = parse_response(demonstration(item, rng, DemonstrationMix(perception_fallback=0.5)))
+            assert parsed.second == item.answer and parsed.first in (item.answer, FALLBACK_ANSWER)

@@ -1,0 +1,178 @@
+"""The model against transformers' torch classes in float32: whole, in parts, and while generating."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from videoauto_jax.data.processor import load_processor
+from videoauto_jax.data.visuals import load_visual
+from videoauto_jax.kernels.attention import self_attention
+from videoauto_jax.models.hf import load_model
+from videoauto_jax.models.rotary import text_rotary
+from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
+
+torch = pytest.importorskip("torch")
+BUDGET = {"min_pixels": 4 * 1024, "max_pixels": 16 * 1024, "total_pixels": 64 * 1024}
+RNG = np.random.default_rng(0)
+
+
+def image(width, height):
+    return {"type": "image", "image": Image.fromarray(noise(height, width)), **BUDGET}
+
+
+def video(frames, width, height):
+    return {"type": "video", "video": list(noise(frames, height, width)), "sample_fps": 2.0, **BUDGET}
+
+
+def noise(*shape):
+    return RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def user(*parts):
+    return [{"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}]
+
+
+CASES = {
+    "text": user("What happens in the video?"),
+    "image": user(image(100, 70), "What is it?"),
+    "two images": user(image(64, 64), "and", image(40, 130), "Which?"),
+    "video": user(video(5, 90, 60), "What happens?"),  # an odd number of frames
+    "image and video": user("First", image(70, 50), "then", video(6, 64, 96), "What happens in the video?"),
+}
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def pair(request, tiny_folder, untied_folder):
+    """Our model and theirs from one folder, with its processor."""
+    folder = {"tied": tiny_folder, "untied": untied_folder}[request.param]
+    return load_model(folder, dtype="float32"), theirs(folder), load_processor(folder)
+
+
+def theirs(folder):
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from transformers import Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+def torch_inputs(messages, processor):
+    """What transformers takes for a conversation: its pixels are our patches, everything else is its own."""
+    ids = processor.encode(messages).token_ids
+    kinds = np.where(ids == processor.image_token_id, 1, np.where(ids == processor.video_token_id, 2, 0))
+    inputs = {"input_ids": torch.tensor(ids)[None].long(), "mm_token_type_ids": torch.tensor(kinds)[None].int()}
+    items = [part for message in messages for part in message["content"] if part["type"] != "text"]
+    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        visuals = [load_visual(item, processor.settings) for item in items if item["type"] == kind]
+        if visuals:
+            inputs[pixels] = torch.cat([normalised(visual.vision.patches) for visual in visuals])
+            inputs[f"{kind}_grid_thw"] = torch.tensor([visual.grid for visual in visuals])
+    return inputs
+
+
+def normalised(patches):
+    return torch.tensor((patches.astype(np.float32) - 127.5) / 127.5)
+
+
+def their_logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits[0].numpy()
+
+
+def test_logits_of_every_kind_of_prompt_alone_and_in_one_padded_batch(pair):
+    ours, reference, processor = pair
+    batch = np.asarray(jax.jit(lambda model, inputs: model(inputs))(ours, processor(list(CASES.values()))))
+    for name, row in zip(CASES, batch):
+        expected = their_logits(reference, torch_inputs(CASES[name], processor))
+        np.testing.assert_allclose(row[: len(expected)], expected, atol=2e-5, err_msg=name)
+    for name in ("text", "image and video"):
+        expected = their_logits(reference, torch_inputs(CASES[name], processor))
+        alone = np.asarray(ours(processor([CASES[name]])))[0]
+        np.testing.assert_allclose(alone[: len(expected)], expected, atol=2e-5, err_msg=name)
+
+
+def test_greedy_continuation(pair):
+    ours, reference, processor = pair
+    sampler = Sampler(ours, processor, SamplingConfig(mode="second", max_new_tokens=32, temperature=0.0, prompts=5))
+    answers = sampler(list(CASES.values()))
+    for name, answer in zip(CASES, answers):
+        inputs = torch_inputs(CASES[name], processor)
+        with torch.no_grad():
+            written = reference.generate(**inputs, max_new_tokens=32, do_sample=False)
+        assert answer.token_ids.tolist() == written[0, inputs["input_ids"].shape[1] :].tolist(), name
+    assert {len(answer.token_ids) for answer in answers} & {32}  # not all stopped early
+
+
+def test_the_vision_tower_and_its_mergers(pair):
+    ours, reference, processor = pair
+    visual = load_visual(CASES["video"][0]["content"][0], processor.settings)
+    with torch.no_grad():
+        found = reference.model.visual(normalised(visual.vision.patches), torch.tensor([visual.grid]))
+    features = jax.jit(lambda model, vision: model.encode_vision(vision))(ours, visual.vision)
+    merged = ours.merge_vision(features)
+    np.testing.assert_allclose(features.last, found.last_hidden_state.numpy(), atol=1e-5)
+    np.testing.assert_allclose(merged.slots, found.pooler_output.numpy(), atol=1e-5)
+    assert len(found.deepstack_features) == len(merged.deepstack) == 2
+    for mine, expected in zip(merged.deepstack, found.deepstack_features):
+        np.testing.assert_allclose(mine, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_one_decoder_layer(pair, index):
+    ours, reference, _ = pair
+    config = ours.config.text
+    x = RNG.normal(size=(2, 9, config.hidden_size)).astype(np.float32)
+    positions = RNG.integers(0, 3000, (3, 2, 9)).astype(np.int32)
+    text = reference.model.language_model
+    with torch.no_grad():
+        rotary = text.rotary_emb(torch.tensor(x), torch.tensor(positions).long())
+        mask = torch.full((9, 9), -torch.inf).triu(1)[None, None]
+        expected = text.layers[index](torch.tensor(x), position_embeddings=rotary, attention_mask=mask).numpy()
+    mine = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
+    for found, their in zip(mine, rotary):
+        np.testing.assert_allclose(found, their.numpy(), atol=1e-5 if index else 2e-4)
+    graph, weights = nnx.split(ours.text.layers)
+    layer = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
+    ids = np.ones((2, 9), np.int32)
+    attention = lambda q, k, v, cache: (self_attention(q, k, v, ids, causal=True), None)  # noqa: E731
+    np.testing.assert_allclose(layer(jnp.asarray(x), mine, attention, None)[0], expected, atol=1e-5)
+
+
+def test_a_checkpoint_that_transformers_wrote(tmp_path, tiny_folder, tiny_processor):
+    """Its own layout of shards, dtype and config, and its own initial weights, made less trivial."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    reference = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(tiny_folder)).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.02))
+    reference.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    ours = load_model(tmp_path, dtype="float32")
+    expected = their_logits(reference, torch_inputs(CASES["image"], tiny_processor))
+    found = np.asarray(ours(tiny_processor([CASES["image"]])))[0, : len(expected)]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_bfloat16_is_near_float32(tiny_folder, tiny_model, tiny_processor):
+    inputs = tiny_processor([CASES["image and video"]])
+    exact, rounded = (np.asarray(model(inputs)) for model in (tiny_model, load_model(tiny_folder)))
+    assert rounded.dtype == np.float32
+    used = inputs.segment_ids > 0
+    assert 1e-3 < np.abs(rounded - exact)[used].mean() < 0.05 * exact[used].std()
+
+
+def test_recomputation_changes_nothing(tiny_model, tiny_processor):
+    inputs = tiny_processor([CASES["image"]])
+    grads = [
+        jax.jit(jax.grad(lambda model, remat=remat: jnp.sum(model.hidden(inputs, remat=remat) ** 2)))(tiny_model)
+        for remat in (False, True)
+    ]
+    for plain, again in zip(*map(jax.tree.leaves, grads)):
+        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4 * np.abs(plain).max())

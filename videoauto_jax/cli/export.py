@@ -1,0 +1,85 @@
+"""`videoauto export`: a training checkpoint as an HF folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from flax import nnx
+from rich import print as show
+from rich.markup import escape
+
+from videoauto_jax.checkpoint import Checkpoints
+from videoauto_jax.config import load_config
+from videoauto_jax.errors import UsageError
+from videoauto_jax.files import new_folder
+from videoauto_jax.models.hf import load_model, save_model
+from videoauto_jax.recipes import load_recipe
+from videoauto_jax.train.recipe import GRPOConfig, RunConfig, SFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """One export.
+
+    Attributes:
+        run: folder of a training run, its `checkpoints` folder, or one checkpoint in it.
+        output: folder to write; new or empty.
+        step: which checkpoint; null: the newest.
+        base: the HF folder that the run started from, if it has moved since.
+        dtype: dtype of the written tensors; null: as they were trained, float32.
+    """
+
+    run: str
+    output: str
+    step: int | None = None
+    base: str | None = None
+    dtype: Literal["bfloat16", "float32"] | None = None
+
+
+CONFIG = ExportConfig
+HELP = "Writes a training checkpoint as a Hugging Face model folder."
+POSITIONAL = ("run", "output")
+
+
+def run(config: ExportConfig, *, force: bool) -> None:
+    """Merges the checkpoint's trained weights into the model the run started from, and writes that."""
+    folder, step = find_run(Path(config.run))
+    recipe = read_run(folder)
+    base = config.base or recipe.model
+    if not Path(base).is_dir():
+        fix = "Add base=FOLDER: the model that the run started from"
+        raise UsageError(f"the run started from {base}, which is not there", where=folder, fix=fix)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        graph, trainable, frozen = nnx.split(load_model(base, dtype="float32"), recipe.trainable, ...)
+        step = step if config.step is None else config.step
+        step = checkpoints.latest() if step is None else step
+        restored, _ = checkpoints.restore(step, like={"trainable": trainable}, partial=True)
+    output = new_folder(config.output, force=force)
+    save_model(nnx.merge(graph, restored["trainable"], frozen), output, like=base, dtype=config.dtype)
+    show(f"step {step} is in [bold]{escape(str(output))}[/]")
+
+
+def find_run(path: Path) -> tuple[Path, int | None]:
+    """The folder of a run, and the step if `path` is one checkpoint.
+
+    Raises:
+        UsageError: `path` is no training run.
+    """
+    folder, step = path, None
+    if path.name == "checkpoints":
+        folder = path.parent
+    elif path.parent.name == "checkpoints" and path.name.isdecimal():
+        folder, step = path.parent.parent, int(path.name)
+    if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+        return folder, step
+    if not path.exists():
+        raise UsageError("there is no such folder", where=path, fix="Check the path")
+    known = "It is an HF model folder already" if (path / "config.json").is_file() else "Name a folder of train or sft"
+    raise UsageError("not a training run: config.yaml and checkpoints/ are missing", where=path, fix=known)
+
+
+def read_run(folder: Path) -> RunConfig:
+    """The recipe that a run was started with."""
+    path = folder / "config.yaml"
+    kind = GRPOConfig if "rollout" in load_recipe(path).values else SFTConfig
+    return load_config(kind, path)

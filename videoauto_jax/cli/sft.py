@@ -1,0 +1,18 @@
+"""`videoauto sft`: supervised fine-tuning from a recipe."""
+
+from rich import print as show
+from rich.markup import escape
+
+from videoauto_jax.cli.progress import progress_bar
+from videoauto_jax.train.recipe import SFTConfig
+from videoauto_jax.train.sft import train_sft
+
+CONFIG = SFTConfig
+HELP = "Supervised fine-tuning on demonstrations; the same command resumes."
+
+
+def run(config: SFTConfig, *, force: bool) -> None:
+    """Trains; the model is in `output/model` afterwards."""
+    with progress_bar("sft") as progress:
+        train_sft(config, force=force, progress=progress)
+    show(f"the trained model is in [bold]{escape(config.output)}/model[/]")

@@ -1,0 +1,18 @@
+"""`videoauto train`: reinforcement learning from a recipe."""
+
+from rich import print as show
+from rich.markup import escape
+
+from videoauto_jax.cli.progress import progress_bar
+from videoauto_jax.train.loop import train_grpo
+from videoauto_jax.train.recipe import GRPOConfig
+
+CONFIG = GRPOConfig
+HELP = "GRPO on groups of answers; the same command resumes."
+
+
+def run(config: GRPOConfig, *, force: bool) -> None:
+    """Trains; the model is in `output/model` afterwards."""
+    with progress_bar("train") as progress:
+        train_grpo(config, force=force, progress=progress)
+    show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
