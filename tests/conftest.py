@@ -81,7 +81,7 @@ def tiny_processor(tiny_folder):
 
 
 def _tiny(tmp_path_factory, tied):
-    from videoauto_jax.models.hf import save_model
+    from videoauto_jax.models.hf import write_tensors
 
     folder = tmp_path_factory.mktemp("tied" if tied else "untied")
     ids = _token_ids(write_tokenizer(folder))
@@ -90,27 +90,28 @@ def _tiny(tmp_path_factory, tied):
         "text_config": {"model_type": "qwen3_vl_text", **TEXT}, "vision_config": {"model_type": "qwen3_vl", **VISION},
     }  # fmt: skip
     write_json(folder / "config.json", facts | ids)
-    save_model(_random_model(folder), folder, like=folder)
+    write_tensors(random_tensors(folder), folder)
     return folder
 
 
-def _random_model(folder):
-    """Random weights, norms and biases too, so that none can be forgotten; wide logits, so that no two are close."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
+def random_tensors(folder):
+    """HF tensors in float32. Norms and biases are random too, so that none can be forgotten; no two logits are close."""
+    import numpy as np
 
     from videoauto_jax.models.config import read_config
-    from videoauto_jax.models.qwen_vl import QwenVL
+    from videoauto_jax.models.hf import abstract_model, rows
+    from videoauto_jax.models.qwen_vl import parameter_paths
 
-    model = QwenVL(read_config(folder), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    state, keys = nnx.state(model, nnx.Param), nnx.Rngs(1)
-    for path, leaf in nnx.to_flat_state(state):
-        value, noise = leaf.get_value(), jax.random.normal(keys.params(), leaf.get_value().shape)
-        scale = {"scale": 0.1, "bias": 0.1, "embedding": 0.2}.get(path[-1], 0.0)
-        leaf.set_value(value + scale * noise)
-    nnx.update(model, state)
-    return model
+    config, rng = read_config(folder), np.random.default_rng(0)
+    wanted, tensors = parameter_paths(abstract_model(config, "float32", "float32")), {}
+    for row in rows(config):
+        shape = row.hf_shape(wanted[row.path].shape)
+        embedding = row.path.endswith("embedding")
+        deviation = 0.2 if embedding else 0.1 if len(shape) == 1 else np.prod(shape[1:]) ** -0.5
+        for key in row.keys:
+            mean = float(row.path.endswith("scale"))
+            tensors[key] = rng.normal(mean, deviation, shape).astype(np.float32)
+    return tensors
 
 
 def write_tokenizer(folder, special=SPECIAL):

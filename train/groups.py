@@ -1,8 +1,8 @@
 """Group rows: a prompt once, its branches packed behind it.
 
-A row is `[prompt | branch 1 | branch 2 | …]`. The prompt's part has length `P` (a bucket), the branches' part length `X`
-(a bucket); segments keep branches apart (`kernels.attention.group_attention`). Supervised and reinforcement learning, old,
-reference and policy passes all use these rows.
+A row is `[prompt | branch 1 | branch 2 | …]`. The prompt's part has length `P` (a bucket), the branches' part length
+`X` (a bucket); segments keep branches apart (`kernels.attention.group_attention`). Supervised and reinforcement
+learning, old, reference and policy passes all use these rows.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def _row(prompts: ModelInputs, row: int, position: int, branches: Sequence[np.nd
     last = int(np.sum(prompts.segment_ids[row] > 0)) - 1
     lengths = [len(branch) for branch in branches]
     starts = np.cumsum([0, *lengths])[:-1]
-    sources = [np.r_[last, width + start + np.arange(length - 1)] for start, length in zip(starts, lengths)]
+    sources = [np.r_[last, width + start + np.arange(length)][:length] for start, length in zip(starts, lengths)]
     return {
         "token_ids": np.concatenate(branches).astype(np.int32),
         "positions": np.concatenate([position + np.arange(length) for length in lengths]).astype(np.int32),

@@ -38,8 +38,9 @@ def guard(inner: optax.GradientTransformation, *, max_norm: float, skip: bool) -
     """
 
     def init(params) -> GuardState:
-        zero = jnp.zeros((), jnp.int32)
-        return GuardState(inner.init(_float32(params)), zero, zero, zero, jnp.zeros((), jnp.float32))
+        # A counter each: a step that donates its state may not find one buffer twice.
+        applied, nonfinite, streak = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return GuardState(inner.init(_float32(params)), applied, nonfinite, streak, jnp.zeros((), jnp.float32))
 
     def update(grads, state: GuardState, params=None):
         grads = _float32(grads)

@@ -8,7 +8,7 @@ import optax
 
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.train.guard import grad_norm, guard, nonfinite_count, nonfinite_streak, step_count
-from videoauto_jax.train.parameters import TrainableConfig, decays
+from videoauto_jax.train.parameters import TrainableConfig, decays, matrix_axes
 from videoauto_jax.train.registry import Registry
 
 __all__ = [
@@ -35,6 +35,7 @@ class OptimizerConfig:
         schedule: after the warm-up: constant, linear (to 0) or cosine (to 0).
         warmup_steps: the rate rises linearly from 0; as in transformers the very first step then has rate 0.
         b1, b2, eps: of Adam.
+        adam_ratio: kind muon: the rate of embeddings, head, norms and biases as a fraction of `learning_rate`.
         weight_decay: decoupled, times the learning rate; norms and biases do not decay.
         max_grad_norm: global norm that gradients are scaled down to; 0 is off.
         skip_nonfinite: leave weights and state alone where a gradient is not finite. Such steps are counted either way.
@@ -50,6 +51,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    adam_ratio: float = 0.15
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     skip_nonfinite: bool = True
@@ -81,6 +83,23 @@ OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("op
 def _adamw(config: OptimizerConfig, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
     return optax.adamw(
         schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
+    )
+
+
+@OPTIMIZERS.register("muon")
+def _muon(config: OptimizerConfig, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+    """Muon for the decoder's, tower's and mergers' matrices, Adam at `adam_ratio` times the rate for all else."""
+    return optax.contrib.muon(
+        schedule,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=mask,
+        adam_learning_rate=lambda step: config.adam_ratio * schedule(step),
+        muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, leaf: matrix_axes(path, leaf.ndim), params
+        ),
     )
 
 

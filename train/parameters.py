@@ -7,6 +7,7 @@ import dataclasses
 import re
 
 import jax
+import optax
 
 from videoauto_jax.errors import ModelError
 
@@ -26,6 +27,9 @@ GROUPS = (
 # Biases, and anything normalisation holds. `ln_q`, the RMSNorm of Qwen2.5-VL's merger, belongs here: upstream matches
 # words that miss it, and decays it.
 UNDECAYED = re.compile(r"(^|/)([^/]*norm[^/]*|ln(_[^/]*|\d*))(/|$)|(^|[/_])bias$")
+
+
+STACKED = re.compile(r"^(text/layers|vision/blocks|deepstack_mergers)/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,19 @@ def group(path: Path) -> str:
 def decays(path: Path) -> bool:
     """Returns whether weight decay applies: everything but biases and norms, as transformers does it."""
     return UNDECAYED.search(path_name(path).lower()) is None
+
+
+def matrix_axes(path: Path, rank: int) -> optax.contrib.MuonDimensionNumbers | None:
+    """Returns which axes of a kernel a matrix product contracts and which it makes; None where there is no such matrix.
+
+    A leading layer axis is neither: each layer is a matrix of its own.
+    """
+    name = path_name(path)
+    if not name.endswith("kernel") or group(name) == "head":
+        return None
+    first = 1 if STACKED.search(name) else 0
+    inputs = 2 if name.endswith(("attention/o/kernel", "attention/proj/kernel")) else 1
+    return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, rank)))
 
 
 def path_name(path: Path) -> str:

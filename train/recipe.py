@@ -3,62 +3,12 @@
 import dataclasses
 from typing import Literal
 
-from videoauto_jax.data.annotations import ImageBudget, Sample, VideoBudget
-from videoauto_jax.data.datasets import DatasetConfig, load_datasets
-from videoauto_jax.data.stream import StreamConfig
+from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import ConfigError
-from videoauto_jax.protocol.prompts import system_prompt
 from videoauto_jax.sharding import MeshConfig
 from videoauto_jax.train.grpo import ADVANTAGES, GRPOLossConfig
 from videoauto_jax.train.optimizer import OptimizerConfig
 from videoauto_jax.train.parameters import TrainableConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Training data.
-
-    Attributes:
-        names: data sets to use, in order.
-        sets: where each data set lies.
-        prompt: the system prompt's mode.
-        image, video: budgets of sets that state none.
-        max_prompt_tokens: longer prompts are skipped by name.
-        workers: processes that decode and encode.
-        prefetch: batches kept ready.
-        prompt_lengths: ladder of padded prompt lengths; null: powers of two and half-way steps.
-        patch_counts: the same for the packed patches of a batch.
-        branch_lengths: the same for the branches' part of group rows.
-    """
-
-    names: tuple[str, ...] = ()
-    sets: dict[str, DatasetConfig] = dataclasses.field(default_factory=dict)
-    prompt: Literal["answer_twice", "direct", "cot"] = "answer_twice"
-    image: ImageBudget = ImageBudget()
-    video: VideoBudget = VideoBudget()
-    max_prompt_tokens: int = 8192
-    workers: int = 4
-    prefetch: int = 1
-    prompt_lengths: tuple[int, ...] | None = None
-    patch_counts: tuple[int, ...] | None = None
-    branch_lengths: tuple[int, ...] | None = None
-
-    def samples(self) -> list[Sample]:
-        """All samples; raises ConfigError if no data set is named."""
-        if not self.names:
-            raise ConfigError("no data sets", where="data.names", fix=f"Name some of: {', '.join(self.sets) or '(none)'}")
-        text = system_prompt(self.prompt, variant="train")
-        return load_datasets(self.names, self.sets, text, image=self.image, video=self.video)
-
-    def stream(self, batch_size: int, seed: int) -> StreamConfig:
-        """How this data is drawn in batches; it never ends, the run's length does."""
-        return StreamConfig(
-            batch_size,
-            seed=seed,
-            workers=self.workers,
-            prefetch=self.prefetch,
-            max_prompt_tokens=self.max_prompt_tokens,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

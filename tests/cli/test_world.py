@@ -13,7 +13,7 @@ from PIL import Image
 from videoauto_jax.cli.quickstart.demonstrations import DemonstrationMix
 from videoauto_jax.cli.quickstart.scene import make_scene
 from videoauto_jax.cli.quickstart.spec import WorldSpec
-from videoauto_jax.cli.quickstart.world import SOURCES, data_sets, make_world
+from videoauto_jax.cli.quickstart.world import data_sets, make_world
 from videoauto_jax.data.datasets import load_datasets
 from videoauto_jax.errors import ConfigError, UsageError
 from videoauto_jax.rewards import score
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
 
 
 def records(world, split):
-    return {source: json.loads((world / split / f"{source}.json").read_text()) for source in SOURCES}
+    return {file.stem: json.loads(file.read_text()) for file in (world / split).glob("*.json")}
 
 
 def samples(world, split):

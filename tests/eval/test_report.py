@@ -62,7 +62,7 @@ def records(red_image):
                 "id": f"set/{n + 1}", "source": "set", "tags": [kind, "skill"],
                 "problem_type": "iou" if located else "exact_match", "truth": [1.0, 2.0] if located else "A",
                 "question": "Is <b>5 > 3</b> & so on?", "media": red_image if n < 12 else None, "text": "…",
-                "first_answer": "A", "final_answer": "B" if n else "", "reasoning": "</article><script>alert(1)</script>",
+                "first_answer": "A", "final_answer": "B" if n else "", "reasoning": "</p><script>alert(1)</script>",
                 "confidence": -1.0 if n == 4 else 0.3 + 0.7 * (n % 7) / 6, "tokens": 50 + n, "first_tokens": 4,
                 "finish_reason": "stop", "score_first": first, "score_second": second,
                 "iou_first": first if located else None, "iou_second": second if located else None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_scores_by_hand(config, script):
     assert summary["n"] == COUNT and summary["skipped"] == []
     assert [event[:2] for event in told] == [(4, 10), (8, 10), (10, 10)]
     assert told[-1][2]["accuracy"] == 1.0
-    assert json.loads(open(f"{config.output}/summary.json").read())["eval"] == summary["eval"]
+    written = Path(config.output, "summary.json").read_text()
+    assert json.loads(written)["eval"] == summary["eval"]
 
 
 def test_records_stand_in_the_order_of_the_data(config, script):
@@ -96,7 +98,7 @@ def test_records_stand_in_the_order_of_the_data(config, script):
 
 def test_an_interrupted_run_ends_with_the_same_file(config, script, tmp_path):
     evaluate(config)
-    whole = open(f"{config.output}/samples.jsonl", "rb").read()
+    whole = Path(config.output, "samples.jsonl").read_bytes()
     config = dataclasses.replace(config, output=str(tmp_path / "again"))
     script.batches, script.die_after = [], 2
     with pytest.raises(KeyboardInterrupt):
@@ -154,8 +156,8 @@ def test_results_of_other_settings_are_not_mixed(config, script):
 
 
 def test_an_unknown_problem_type_is_told_before_the_model_is_loaded(config, script):
-    path = config.data.sets["set"].anno_path
-    open(path, "a").write(json.dumps({"question": "question 99 ?", "answer": "1", "problem_type": "maths"}) + "\n")
+    record = {"question": "question 99 ?", "answer": "1", "problem_type": "maths"}
+    Path(config.data.sets["set"].anno_path).write_text(json.dumps(record) + "\n")
     with pytest.raises(DataError, match="Did you mean 'math'"):
         evaluate(config)
     assert script.loads == 0

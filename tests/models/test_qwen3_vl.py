@@ -17,6 +17,7 @@ from videoauto_jax.models.rotary import text_rotary
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # models this small only wait for each other's threads
 BUDGET = {"min_pixels": 4 * 1024, "max_pixels": 16 * 1024, "total_pixels": 64 * 1024}
 RNG = np.random.default_rng(0)
 
@@ -46,11 +47,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
-def pair(request, tiny_folder, untied_folder):
+forward = jax.jit(lambda model, inputs: model(inputs))
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder, tiny_model, tiny_processor):
     """Our model and theirs from one folder, with its processor."""
-    folder = {"tied": tiny_folder, "untied": untied_folder}[request.param]
-    return load_model(folder, dtype="float32"), theirs(folder), load_processor(folder)
+    return tiny_model, theirs(tiny_folder), tiny_processor
 
 
 def theirs(folder):
@@ -86,14 +89,19 @@ def their_logits(model, inputs):
 
 def test_logits_of_every_kind_of_prompt_alone_and_in_one_padded_batch(pair):
     ours, reference, processor = pair
-    batch = np.asarray(jax.jit(lambda model, inputs: model(inputs))(ours, processor(list(CASES.values()))))
+    batch = np.asarray(forward(ours, processor(list(CASES.values()))))
     for name, row in zip(CASES, batch):
         expected = their_logits(reference, torch_inputs(CASES[name], processor))
         np.testing.assert_allclose(row[: len(expected)], expected, atol=2e-5, err_msg=name)
-    for name in ("text", "image and video"):
-        expected = their_logits(reference, torch_inputs(CASES[name], processor))
-        alone = np.asarray(ours(processor([CASES[name]])))[0]
-        np.testing.assert_allclose(alone[: len(expected)], expected, atol=2e-5, err_msg=name)
+    alone = np.asarray(forward(ours, processor([CASES[name]])))[0, : len(expected)]
+    np.testing.assert_allclose(alone, expected, atol=2e-5)
+
+
+def test_logits_of_a_head_of_its_own(untied_folder):
+    ours, processor = load_model(untied_folder, dtype="float32"), load_processor(untied_folder)
+    expected = their_logits(theirs(untied_folder), torch_inputs(CASES["text"], processor))
+    found = np.asarray(forward(ours, processor([CASES["text"]])))[0, : len(expected)]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_greedy_continuation(pair):
@@ -127,7 +135,7 @@ def test_one_decoder_layer(pair, index):
     ours, reference, _ = pair
     config = ours.config.text
     x = RNG.normal(size=(2, 9, config.hidden_size)).astype(np.float32)
-    positions = RNG.integers(0, 3000, (3, 2, 9)).astype(np.int32)
+    positions = RNG.integers(0, 500, (3, 2, 9)).astype(np.int32)
     text = reference.model.language_model
     with torch.no_grad():
         rotary = text.rotary_emb(torch.tensor(x), torch.tensor(positions).long())
@@ -135,7 +143,7 @@ def test_one_decoder_layer(pair, index):
         expected = text.layers[index](torch.tensor(x), position_embeddings=rotary, attention_mask=mask).numpy()
     mine = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
     for found, their in zip(mine, rotary):
-        np.testing.assert_allclose(found, their.numpy(), atol=1e-5 if index else 2e-4)
+        np.testing.assert_allclose(found, their.numpy(), atol=1e-5)
     graph, weights = nnx.split(ours.text.layers)
     layer = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
     ids = np.ones((2, 9), np.int32)
@@ -156,13 +164,13 @@ def test_a_checkpoint_that_transformers_wrote(tmp_path, tiny_folder, tiny_proces
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     ours = load_model(tmp_path, dtype="float32")
     expected = their_logits(reference, torch_inputs(CASES["image"], tiny_processor))
-    found = np.asarray(ours(tiny_processor([CASES["image"]])))[0, : len(expected)]
+    found = np.asarray(forward(ours, tiny_processor([CASES["image"]])))[0, : len(expected)]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_bfloat16_is_near_float32(tiny_folder, tiny_model, tiny_processor):
     inputs = tiny_processor([CASES["image and video"]])
-    exact, rounded = (np.asarray(model(inputs)) for model in (tiny_model, load_model(tiny_folder)))
+    exact, rounded = (np.asarray(forward(model, inputs)) for model in (tiny_model, load_model(tiny_folder)))
     assert rounded.dtype == np.float32
     used = inputs.segment_ids > 0
     assert 1e-3 < np.abs(rounded - exact)[used].mean() < 0.05 * exact[used].std()

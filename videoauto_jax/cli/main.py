@@ -24,7 +24,7 @@ from videoauto_jax.config import load_config
 from videoauto_jax.errors import UsageError, VideoAutoError
 
 VERBS = {
-    "quickstart": "videoauto_jax.cli.quickstart",
+    "quickstart": "videoauto_jax.cli.quickstart.verb",
     "sft": "videoauto_jax.cli.sft",
     "train": "videoauto_jax.cli.train",
     "eval": "videoauto_jax.cli.eval",

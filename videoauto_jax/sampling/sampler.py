@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ class SamplingConfig:
     prompts: int = 8
 
     def __post_init__(self):
+        if self.mode not in get_args(Mode):
+            fix = f"Use one of {', '.join(get_args(Mode))}"
+            raise ConfigError(f"there is no mode {self.mode!r}", where="sampling", fix=fix)
         if self.max_new_tokens < 1 or self.prompts < 1 or self.temperature < 0:
             raise ConfigError(
                 f"max_new_tokens={self.max_new_tokens}, prompts={self.prompts}, temperature={self.temperature}",

@@ -1,12 +1,12 @@
 """Which questions a split asks, about which scenes."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, VIDEO_QUESTIONS, Item, digits
+from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, VIDEO_QUESTIONS, Item, digits, look
 from videoauto_jax.cli.quickstart.scene import make_scene
 from videoauto_jax.cli.quickstart.spec import MOST_SCENES, WorldSpec
 from videoauto_jax.cli.quickstart.video_file import MediaFile
@@ -26,6 +26,13 @@ def questions(folder: Path, split: str, seed: int, spec: WorldSpec) -> Iterator[
     yield from _about_videos(folder, split, seed, _deal(spec.skills, videos, each, _rng(seed, f"{split} videos")))
     yield from _about_images(folder, split, seed, round(total * spec.image_share))
     yield from _text_only(split, seed, round(total * spec.text_share))
+
+
+def lessons(files: Iterable[MediaFile]) -> Iterator[Asked]:
+    """What the videos among the files show."""
+    for file in files:
+        if file.path.suffix == ".mp4":
+            yield from ((f"{file.path.stem}-{item.skill}", item, file) for item in look(make_scene(file.seed)))
 
 
 def _about_videos(folder: Path, split: str, seed: int, hands: list[list[str]]) -> Iterator[Asked]:

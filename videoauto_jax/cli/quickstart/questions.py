@@ -22,9 +22,9 @@ class Item:
     """One question.
 
     Attributes:
-        kind: perception, reasoning or grounding.
+        kind: perception, reasoning, grounding, or look for a lesson.
         skill: the maker's name.
-        source: the annotation file it belongs to: videor1, charades, nextgqa, virl or dapo.
+        source: the annotation file it belongs to: videor1, charades, nextgqa, virl, dapo or plain.
         fields: its annotation record, without id, tags and media.
         problem_type: the reward that grades it: exact_match, math, iou or gqa.
         answer: what a right box contains.
@@ -139,6 +139,19 @@ def digits(numbers: Sequence[int]) -> Item:
     return Item("reasoning", "digits", "dapo", fields, "math", answer, wrong, steps)
 
 
+def look(scene: Scene) -> list[Item]:
+    """What there is to see, second by second: lessons in looking, which come before any question."""
+    seconds = range(scene.seconds)
+    lit = ["lit" if scene.flash[0] <= s < scene.flash[1] else "dark" for s in seconds]
+    moves = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
+    return [
+        _look("lamp", "List the lamp.", " ".join(f"{s}s {scene.lamp[s]};" for s in seconds)),
+        _look("dots", "List the dots.", " ".join(f"{s}s {scene.dots[s]};" for s in seconds)),
+        _look("border", "List the border.", " ".join(f"{s}s {lit[s]};" for s in seconds)),
+        _look("shape", "Describe the shape.", f"The {scene.colour} {scene.shape} {moves}."),
+    ]
+
+
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
     "colour": colour,
     "object": object_,
@@ -154,6 +167,11 @@ IMAGE_QUESTIONS: dict[str, Callable[[Scene, int], Item]] = {
     "still_object": still_object,
     "still_dots": still_dots,
 }
+
+
+def _look(skill: str, question: str, answer: str) -> Item:
+    fields = {"question": question, "answer": answer, "problem_type": "exact_match"}
+    return Item("look", skill, "plain", fields, "exact_match", answer, (), "")
 
 
 def _choice(kind: str, skill: str, question: str, options: list[str], letter: str, thought: str) -> Item:

@@ -40,13 +40,14 @@ _ADDED = re.compile("|".join(map(re.escape, SPECIAL + ORDINARY)))
 
 
 def world_texts(world: str | Path) -> Iterator[str]:
-    """Everything a model reads and writes in the warm-up, the other system prompts, and the times of video frames."""
-    sets = data_sets(world, "warmup")
-    for sample in load_datasets(list(sets), sets, system_prompt("answer_twice")):
-        for message in sample.messages:
-            content = message["content"]
-            yield content if isinstance(content, str) else content[-1]["text"]
-        yield sample.response
+    """Everything a model reads and writes before it is rewarded, the other system prompts, and the times of frames."""
+    for split in ("warmup", "look"):
+        sets = data_sets(world, split)
+        for sample in load_datasets(list(sets), sets, system_prompt("answer_twice")):
+            for message in sample.messages:
+                content = message["content"]
+                yield content if isinstance(content, str) else content[-1]["text"]
+            yield sample.response
     yield from (system_prompt("answer_twice", variant) for variant in VARIANTS)
     yield from (system_prompt("direct"), system_prompt("cot"), "system\n", "user\n", "assistant\n")
     yield from (f"<{step / FRAMES_PER_SECOND:.1f} seconds>" for step in range(8 * FRAMES_PER_SECOND))

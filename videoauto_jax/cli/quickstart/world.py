@@ -2,6 +2,7 @@
 
     videos/, images/               media of all splits
     train/, heldout/, warmup/      videor1.json, charades.json, nextgqa.json, virl.json, dapo.json
+    look/                          plain.json: what every train video shows, before any question is asked
     world.json                     what the folder was made from
 
 `warmup` holds the questions of `train`, each with a demonstration in the field `response`. Train and held-out media
@@ -12,21 +13,22 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from videoauto_jax.cli.quickstart.asking import RANGES, Asked, questions
-from videoauto_jax.cli.quickstart.demonstrations import DemonstrationMix, demonstration
+from videoauto_jax.cli.quickstart.asking import RANGES, Asked, lessons, questions
+from videoauto_jax.cli.quickstart.demonstrations import demonstration
+from videoauto_jax.cli.quickstart.questions import Item
 from videoauto_jax.cli.quickstart.spec import STANDARD, WorldSpec, check
 from videoauto_jax.cli.quickstart.video_file import MediaFile, make_files
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.errors import UsageError
 from videoauto_jax.files import write_atomic, write_json
 
-SPLITS = ("train", "heldout", "warmup")
+SPLITS = ("train", "heldout", "warmup", "look")
 # Annotation file -> loader of its shape, folder of its media.
 SOURCES = {
     "videor1": ("VideoR1", "videos"),
@@ -34,8 +36,9 @@ SOURCES = {
     "nextgqa": ("NeXT-GQA", "videos"),
     "virl": ("VIRL", "images"),
     "dapo": ("DAPO-Math", ""),
+    "plain": ("Plain", "videos"),
 }
-_MEDIA_FIELD = {"videor1": "path", "charades": "video", "nextgqa": "video"}
+_MEDIA_FIELD = {"videor1": "path", "charades": "video", "nextgqa": "video", "plain": "video"}
 _CODE = ("scene.py", "questions.py", "demonstrations.py", "video_file.py", "spec.py", "asking.py", "world.py")
 
 
@@ -67,7 +70,9 @@ def make_world(
         media += {file.path: file for _, _, file in asked if file}.values()
         _write_annotations(folder / split, asked)
         if split == "train":
-            _write_annotations(folder / "warmup", asked, np.random.default_rng([seed, len(RANGES)]), spec.mix)
+            rng = np.random.default_rng([seed, len(RANGES)])
+            _write_annotations(folder / "warmup", asked, lambda item: demonstration(item, rng, spec.mix))
+            _write_annotations(folder / "look", lessons(media), lambda item: f"\\boxed{{{item.answer}}}")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
 
@@ -98,14 +103,14 @@ def _claim(folder: Path, seed: int, spec: WorldSpec) -> None:
 
 
 def _write_annotations(
-    folder: Path, asked: list[Asked], rng: np.random.Generator | None = None, mix: DemonstrationMix | None = None
+    folder: Path, asked: Iterable[Asked], demonstrate: Callable[[Item], str] | None = None
 ) -> None:
-    """One file per source; with a demonstration in every record where a mix is given."""
+    """One file per source; with a demonstration in every record where they are made."""
     records: dict[str, list[dict[str, Any]]] = {}
     for identifier, item, file in asked:
         record = {"id": identifier, "tags": [item.kind, item.skill], **item.fields, **_medium(item.source, file)}
-        if mix:
-            record["response"] = demonstration(item, rng, mix)
+        if demonstrate:
+            record["response"] = demonstrate(item)
         records.setdefault(item.source, []).append(record)
     for source, of_source in records.items():
         if not (folder / f"{source}.json").exists():

@@ -1,0 +1,210 @@
+"""HF folders in and out: bit for bit, readable by transformers, and every fault named."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from videoauto_jax.errors import ModelError
+from videoauto_jax.models.config import parse_config, read_config
+from videoauto_jax.models.hf import load_model, save_model, write_tensors
+from videoauto_jax.models.qwen_vl import parameter_paths
+
+
+def tensors_of(folder):
+    return {key: tensor for file in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+
+
+def same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype and found[key].tobytes() == tensor.tobytes(), key
+
+
+@pytest.fixture
+def broken(tiny_folder, tmp_path):
+    """Copies the checkpoint with its tensors changed by a function."""
+
+    def make(change):
+        folder = tmp_path / "broken"
+        shutil.copytree(tiny_folder, folder)
+        tensors = change(tensors_of(folder))
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_import_then_export_keeps_every_bit(tied, dtype, tiny_folder, untied_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder if tied else untied_folder, source)
+    tensors = {key: tensor.astype(dtype) for key, tensor in tensors_of(source).items()}
+    assert dtype == "float32" or next(iter(tensors.values())).dtype == ml_dtypes.bfloat16
+    write_tensors(tensors, source)
+    save_model(load_model(source, dtype=dtype), tmp_path / "out", like=source)
+    same_bits(tensors_of(tmp_path / "out"), tensors)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+
+
+def test_several_shards(tiny_folder, tmp_path):
+    model = load_model(tiny_folder, dtype="float32")
+    save_model(model, tmp_path, like=tiny_folder, max_shard_size="100KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and sorted(set(index["weight_map"].values())) == files
+    assert all(load_file(tmp_path / file).keys() >= {key} for key, file in index["weight_map"].items())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors_of(tiny_folder).values())
+    same_bits(tensors_of(tmp_path), tensors_of(tiny_folder))
+    for (path, expected), found in zip(parameter_paths(model).items(), parameter_paths(load_model(tmp_path)).values()):
+        np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16), err_msg=path)
+
+
+def test_an_export_brings_tokenizer_and_configs(tiny_folder, tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "out", like=tiny_folder, dtype="bfloat16")
+    names = {path.name for path in tiny_folder.iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names >= {"tokenizer.json", "generation_config.json"}
+    assert all(tensor.dtype == ml_dtypes.bfloat16 for tensor in tensors_of(tmp_path / "out").values())
+
+
+def test_transformers_loads_an_export(untied_folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+    facts = json.loads((untied_folder / "config.json").read_text())
+    like = tmp_path / "like"
+    shutil.copytree(untied_folder, like)
+    facts["text_config"]["dtype"] = facts["torch_dtype"] = "bfloat16"  # what the source says of itself no longer holds
+    (like / "config.json").write_text(json.dumps(facts))
+    ours = load_model(untied_folder, dtype="float32")
+    save_model(ours, tmp_path / "out", like=like, max_shard_size="100KB")
+    theirs, report = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", dtype="auto", output_loading_info=True
+    )
+    assert not any(report.values())
+    assert theirs.dtype == torch.float32 and AutoConfig.from_pretrained(tmp_path / "out").model_type == "qwen3_vl"
+    same_bits({key: tensor.numpy() for key, tensor in theirs.state_dict().items()}, tensors_of(untied_folder))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("What")["input_ids"]
+
+
+def test_weights_go_straight_into_their_shardings(tiny_folder, tiny_model):
+    from videoauto_jax.sharding import MeshConfig, make_mesh
+
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    arrays = parameter_paths(load_model(tiny_folder, mesh, dtype="bfloat16", param_dtype="float32"))
+    for path, expected in parameter_paths(tiny_model).items():
+        assert arrays[path].dtype == jnp.float32 and arrays[path].sharding.mesh == mesh
+        np.testing.assert_array_equal(arrays[path], expected, err_msg=path)
+    shard = arrays["text/layers/attention/q/kernel"].addressable_shards[0].data
+    assert shard.shape == (3, 48 // 4, 4 // 2, 16)
+
+
+def without(key):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("model.visual.merger.norm.bias"), "missing weights: model.visual.merger.norm.bias"),
+        (lambda t: t | {"model.visual.extra": np.zeros(3)}, "unexpected weights: model.visual.extra"),
+        (
+            lambda t: t | {f"model.language_model.layers.{i}.mlp.up_proj.bias": np.zeros(80) for i in range(5)},
+            r"unexpected weights: .*layers\.0.* and 2 more",
+        ),
+        (
+            lambda t: t | {"model.language_model.layers.1.self_attn.k_proj.weight": np.zeros((31, 48))},
+            r"layers\.1\.self_attn\.k_proj\.weight is \(31, 48\), config\.json asks for \(32, 48\)",
+        ),
+        (
+            lambda t: t | {"model.language_model.embed_tokens.weight": np.zeros((383, 48))},
+            r"embed_tokens\.weight is \(383, 48\), config\.json asks for \(384, 48\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(broken, change, message):
+    folder = broken(change)
+    with pytest.raises(ModelError, match=message) as raised:
+        load_model(folder)
+    assert str(folder) in str(raised.value)
+
+
+def test_a_tied_head_may_be_stored(broken):
+    folder = broken(lambda t: t | {"lm_head.weight": t["model.language_model.embed_tokens.weight"]})
+    assert "head/kernel" not in parameter_paths(load_model(folder))
+
+
+def test_a_truncated_file_is_named(broken):
+    folder = broken(lambda tensors: tensors)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="unreadable weights") as raised:
+        load_model(folder)
+    assert str(file) in str(raised.value)
+
+
+def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):
+    with pytest.raises(ModelError, match="not a model folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="not a model folder"):
+        load_model(tiny_folder / "config.json")
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    with pytest.raises(ModelError, match="no safetensors files"):
+        load_model(tmp_path)
+    for text, message in (("{", "does not parse"), ("[]", "not a JSON object"), ("{}", "architecture None")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=message):
+            load_model(tmp_path)
+
+
+def facts(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f | {"model_type": "qwen2_vl"}, "unsupported architecture 'qwen2_vl'"),
+        (lambda f: {key: f[key] for key in f if key != "vision_config"}, "lacks 'vision_config'"),
+        (lambda f: with_text(f, hidden_size=None), "lacks 'hidden_size'"),
+        (lambda f: with_text(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope type 'yarn'"),
+        (lambda f: with_text(f, rope_parameters={"mrope_section": [4, 2, 1], "rope_theta": 1e6}), "mrope_section"),
+    ],
+)
+def test_configs_that_cannot_be_served_are_named(tiny_folder, change, message):
+    with pytest.raises(ModelError, match=message):
+        parse_config(change(facts(tiny_folder)))
+
+
+def with_text(found, **changes):
+    text = found["text_config"] | changes
+    return found | {"text_config": {key: value for key, value in text.items() if value is not None}}
+
+
+def test_flat_and_nested_configs_are_read_alike(tiny_folder):
+    nested = facts(tiny_folder)
+    rope = nested["text_config"]["rope_parameters"]
+    hub = with_text(
+        nested, rope_parameters=None, rope_theta=rope["rope_theta"],
+        rope_scaling={"rope_type": "default", "mrope_section": rope["mrope_section"], "mrope_interleaved": True},
+    )  # fmt: skip
+    flat = {key: value for key, value in hub.items() if key != "text_config"} | hub["text_config"]
+    flat["model_type"] = "qwen3_vl"
+    assert parse_config(flat) == parse_config(hub) == read_config(tiny_folder)
+    config = read_config(tiny_folder)
+    assert (config.text.head_dim, config.text.rope_theta, config.text.mrope_section) == (16, 5e6, (4, 2, 2))
+    assert config.text.tied_head and config.vision.deepstack_layers == (0, 2)
+
+
+def test_a_second_model_of_the_same_config_compiles_nothing(tiny_folder, tiny_model):
+    forward = jax.jit(lambda model, x: model.logits(x))
+    x = np.ones((1, 2, 48), np.float32)
+    forward(tiny_model, x)
+    forward(load_model(tiny_folder, dtype="float32"), x)
+    assert forward._cache_size() == 1

@@ -1,0 +1,171 @@
+"""From messages to answers: modes, the gate, and what a branch depends on."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from videoauto_jax.errors import ConfigError, VideoAutoError
+from videoauto_jax.protocol import first_answer_confidence
+from videoauto_jax.sampling import engine
+from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
+
+SURE, UNSURE, LOST, WRONG = (text + " 1" * count for text, count in zip("abcd", (0, 50, 100, 160)))
+FALLBACK = "Let's analyze the problem step by step."
+END = "<|im_end|>"
+SCRIPTS = {
+    SURE: [("\\boxed{", 0.999), ("A", 0.99), ("}<think>It is red.</think>\\boxed{B}" + END, 0.999)],
+    UNSURE: [("\\boxed{", 0.999), ("C", 0.6), ("}<think>No, blue.</think>\\boxed{D}" + END, 0.999)],
+    LOST: [(f"\\boxed{{{FALLBACK}}}<think>So.</think>\\boxed{{7}}" + END, 0.999)],
+    WRONG: [("no box here" + END, 0.999)],
+}
+SETTINGS = {"max_new_tokens": 96, "prompts": 4, "temperature": 0.0}
+
+
+def chat(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+def answers(sampler, **changes):
+    """An answer for every prompt of the script, with some settings changed."""
+    sampler.config = dataclasses.replace(sampler.config, **changes)
+    return dict(zip(SCRIPTS, sampler([chat(prompt) for prompt in SCRIPTS])))
+
+
+@pytest.fixture
+def sampler(scripted):
+    return scripted(SCRIPTS, **SETTINGS)
+
+
+def test_second_writes_everything_and_measures_confidence(sampler, tiny_processor):
+    for mode in ("second", "record"):
+        found = answers(sampler, mode=mode)
+        for prompt, answer in found.items():
+            text = "".join(part for part, _ in SCRIPTS[prompt])
+            assert answer.text == text.removesuffix(END) and answer.finish_reason == "stop" and not answer.exited
+            pieces = [tiny_processor.tokenizer(part)["input_ids"] for part, _ in SCRIPTS[prompt]]
+            assert answer.token_ids.tolist() == sum(pieces, [])
+            expected = first_answer_confidence(answer.token_ids, answer.logprobs, tiny_processor.tokenizer)
+            assert answer.confidence == pytest.approx(expected, abs=1e-6)
+        sure, lost, wrong = found[SURE], found[LOST], found[WRONG]
+        assert (sure.first_answer, sure.reasoning, sure.final_answer, sure.answer) == ("A", "It is red.", "B", "B")
+        assert sure.confidence == pytest.approx(0.99, abs=1e-4)
+        assert found[UNSURE].confidence == pytest.approx(0.6, abs=1e-4)
+        assert (lost.first_answer, lost.confidence, lost.answer) == (FALLBACK, -1, "7")
+        assert (wrong.first_answer, wrong.confidence, wrong.answer) == ("", -1, "")
+
+
+def test_first_ends_every_branch_behind_its_first_answer(sampler):
+    whole, found = answers(sampler, mode="second"), answers(sampler, mode="first")
+    for prompt in (SURE, UNSURE, LOST):
+        is_prefix_up_to_the_box(found[prompt], whole[prompt])
+        assert found[prompt].answer == whole[prompt].first_answer
+    assert found[WRONG].finish_reason == "stop"
+
+
+def test_auto_ends_the_confident_ones_only(sampler):
+    whole = answers(sampler, mode="second")
+    for threshold, exits in ((0.97, {SURE}), (0.5, {SURE, UNSURE}), (0.995, set())):
+        for prompt, answer in answers(sampler, mode="auto", threshold=threshold).items():
+            if prompt in exits:
+                is_prefix_up_to_the_box(answer, whole[prompt])
+            else:
+                np.testing.assert_array_equal(answer.token_ids, whole[prompt].token_ids)
+                assert not answer.exited and answer.answer == whole[prompt].answer
+
+
+def is_prefix_up_to_the_box(answer, whole):
+    count = len(answer.token_ids)
+    assert answer.exited and answer.finish_reason == "exit" and answer.final_answer == ""
+    assert count == answer.first_tokens == whole.first_tokens < len(whole.token_ids)
+    np.testing.assert_array_equal(answer.token_ids, whole.token_ids[:count])
+    np.testing.assert_array_equal(answer.logprobs, whole.logprobs[:count])
+    assert answer.confidence == whole.confidence and "}" in answer.text[-2:]
+
+
+def test_no_room_is_a_reason(sampler):
+    for answer in answers(sampler, mode="second", max_new_tokens=3).values():
+        assert len(answer.token_ids) == 3 and answer.finish_reason == "length"
+
+
+def test_sampled_branches_follow_the_probabilities(scripted):
+    sampler = scripted({SURE: [("A", 0.75), (END, 0.999)]}, temperature=1.0, max_new_tokens=4, prompts=1)
+    (group,) = sampler.rollout([chat(SURE)], branches=256)
+    share = np.mean([answer.text[:1] == "A" for answer in group])
+    assert abs(share - 0.75) < 0.1  # 3.7 deviations
+    sampler.config = dataclasses.replace(sampler.config, temperature=0.5, seed=5)
+    (group,) = sampler.rollout([chat(SURE)], branches=256)
+    assert np.mean([answer.text[:1] == "A" for answer in group]) > 0.95
+    written = next(answer for answer in group if answer.text[:1] == "A")
+    assert written.logprobs[0] == pytest.approx(np.log(0.75), abs=1e-4)
+    assert written.sampling_logprobs[0] > -0.01
+
+
+def test_nothing_compiles_again(sampler, scripted):
+    answers(sampler, mode="second")
+    before = [function._cache_size() for function in (engine.prefill, engine.start, engine.decode)]
+    for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"}):
+        answers(sampler, **changes)
+    sampler.model = jax.tree.map(lambda table: table * 1.5, sampler.model)
+    answers(sampler)
+    sampler([chat(WRONG)])  # fewer prompts than fit
+    answers(scripted(SCRIPTS, **SETTINGS))
+    assert before == [function._cache_size() for function in (engine.prefill, engine.start, engine.decode)]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    video = {"type": "video", "video": list(noise), "sample_fps": 2.0, "min_pixels": 4096, "max_pixels": 4096}
+    return [
+        chat("What happens?"),
+        [{"role": "user", "content": [video, {"type": "text", "text": "What happens in the video?"}]}],
+        chat("And why does it happen?"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def writer(tiny_model, tiny_processor):
+    config = SamplingConfig(mode="second", max_new_tokens=12, temperature=1.0, prompts=3, seed=3)
+    return Sampler(tiny_model, tiny_processor, config)
+
+
+def test_a_branch_depends_on_seed_prompt_and_number_only(writer, prompts):
+    groups = writer.rollout(prompts, branches=3)
+    written = {tuple(answer.token_ids) for group in groups for answer in group}
+    assert len(written) == 9  # all different from one another
+    others = writer.rollout([prompts[2], prompts[1]], branches=2)  # other rows, other neighbours, fewer branches
+    for group, same in ((others[0], groups[2]), (others[1], groups[1])):
+        for mine, expected in zip(group, same):
+            np.testing.assert_array_equal(mine.token_ids, expected.token_ids)
+            np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
+    reseeded = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, seed=4))
+    again = {tuple(answer.token_ids) for group in reseeded.rollout(prompts, branches=3) for answer in group}
+    assert not written & again
+
+
+def test_temperature_0_is_greedy_for_all_branches(writer, prompts):
+    sampler = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, temperature=0.0))
+    for group in sampler.rollout(prompts, branches=3):
+        assert len({tuple(answer.token_ids) for answer in group}) == 1
+        np.testing.assert_allclose(group[0].logprobs, group[0].sampling_logprobs)
+
+
+def test_no_prompts_no_answers(writer):
+    assert writer([]) == [] and writer.rollout([], branches=4) == []
+
+
+def test_more_prompts_than_fit_come_back_in_order(sampler):
+    order = [UNSURE, SURE, WRONG, SURE, LOST, UNSURE]
+    found = sampler([chat(prompt) for prompt in order])
+    assert [answer.first_answer for answer in found] == ["C", "A", "", "A", FALLBACK, "C"]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}], ids=str
+)
+def test_settings_that_make_no_sense_are_refused(setting):
+    with pytest.raises(ConfigError, match=str(next(iter(setting.values())))) as raised:
+        SamplingConfig(**setting)
+    assert isinstance(raised.value, VideoAutoError) and raised.value.fix
