@@ -39,8 +39,8 @@ CURVE = (*(float(t) for t in np.round(np.linspace(0, 1, 51), 2)), ALWAYS_THINK)
 def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None = None) -> dict:
     """Runs an evaluation, or takes it up where it stopped; returns what it writes to `output/summary.json`.
 
-    Samples whose prompt cannot be made (a damaged video, a prompt too long) are listed under `skipped` and count in no
-    score; the next start tries them again.
+    Samples whose prompt cannot be made (a missing or damaged video, a prompt too long) are listed under `skipped` and
+    count in no score; the next start tries them again.
 
     Args:
         config: the recipe.
@@ -54,7 +54,8 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
     """
     start = time.perf_counter()
     read_config(config.model)  # a wrong path is told before the folder is claimed for it
-    samples = choose(config.data.samples(config.prompt_variant), config.limit, config.seed)
+    samples = config.data.samples(config.prompt_variant, keep_missing=True)
+    samples = choose(samples, config.limit, config.seed)
     for kind in {sample.problem_type for sample in samples}:
         find_grader(kind)
     folder = _claim(config, force)

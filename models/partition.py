@@ -64,6 +64,8 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, l
     used = [axis for axis in placed if axis]
     if len(used) != len(set(used)):
         raise ModelError(f"layout {layout!r} uses a mesh axis twice for {path}", fix="Correct models/partition.py")
+    while placed and placed[-1] is None:  # the form in which jit returns a sharding: another one would compile again
+        placed.pop()
     return PartitionSpec(*placed)
 
 

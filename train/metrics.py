@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import rich
 from rich.console import Console
 
 from videoauto_jax.errors import UsageError
@@ -93,7 +94,7 @@ class MetricsLogger:
         Raises:
             UsageError: the folder cannot be written.
         """
-        self._console = console or Console()
+        self._console = console or rich.get_console()
         self._writers = _writers(Path(folder), tensorboard, self._console) if jax.process_index() == 0 else []
         self._failing: set[str] = set()
 

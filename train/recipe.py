@@ -123,5 +123,8 @@ class GRPOConfig(RunConfig):
                 where="prompts, updates",
                 fix=f"Set updates to a divisor of {self.prompts}",
             )
+        if not self.rollout.temperature > 0:
+            fix = "Set it above 0: greedy branches of a group would all be the same"
+            raise ConfigError(f"temperature is {self.rollout.temperature}", where="rollout.temperature", fix=fix)
         if self.rollout.branches < 2:
             raise ConfigError("a group needs at least 2 branches", where="rollout.branches", fix="Set it to 2 or more")

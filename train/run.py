@@ -55,10 +55,10 @@ class Run:
         self.logger.rewind(step)
         return restored, step
 
-    def save(self, step: int, state: TrainState, stream: PromptStream) -> None:
-        """Saves in the background; the state may be donated afterwards."""
+    def save(self, step: int, state: TrainState, position: dict) -> None:
+        """Saves in the background; the state may be donated afterwards. `position` is the stream's at this step."""
         if self.checkpoints.latest() != step:
-            self.checkpoints.save(step, state, {"data": stream.state()})
+            self.checkpoints.save(step, state, {"data": position})
 
     @property
     def model_folder(self) -> Path:
@@ -111,25 +111,26 @@ def train_run(
 ) -> TrainState:
     """Takes a run from its newest checkpoint to its end.
 
-    A checkpoint is written every `save_every` units, at the end, and when the run is interrupted: what a second start then
-    does is exactly what an uninterrupted run would have done.
+    A checkpoint is written every `save_every` units, at the end, and when the run is interrupted: what a second start
+    then does is exactly what an uninterrupted run would have done.
     """
     state, done = run.restore(state, stream)
-    saved = done
+    saved, position = done, stream.state()
     try:
         while done < trainer.total:
             state, metrics = trainer.step(state, done)
-            done += 1
+            # Taken here: an interrupted unit has drawn prompts that a second start has to draw again.
+            done, position = done + 1, stream.state()
             run.logger.log(done, metrics)
             if progress is not None:
                 progress(done, trainer.total, metrics)
             if done % run.config.save_every == 0 or done == trainer.total:
-                run.save(done, state, stream)
+                run.save(done, state, position)
                 saved = done
     finally:
         stream.close()
         if done > saved and not _donated(state):
-            run.save(done, state, stream)
+            run.save(done, state, position)
         run.checkpoints.wait()
     return state
 

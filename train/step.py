@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from videoauto_jax.models.inputs import VisionInputs
@@ -20,6 +21,7 @@ from videoauto_jax.train.parameters import TrainableConfig
 from videoauto_jax.train.recipe import RunConfig
 
 Pairs = dict[str, tuple[Array, Array]]
+Places = tuple[NamedSharding | None, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -57,10 +59,8 @@ class Learner:
         remat: bool = False,
     ):
         self.graph, self.initial, self.frozen = nnx.split(model, trainable, ...)
-        self.optimizer = optimizer
+        self.optimizer, self.temperature, self.remat = optimizer, temperature, remat
         self.log_probs = partial(_log_probs, self.graph, temperature=temperature, remat=remat)
-        self.sft_step = partial(_sft_step, self.graph, optimizer, remat=remat)
-        self.grpo_step = partial(_grpo_step, self.graph, optimizer, temperature=temperature, remat=remat)
 
     @classmethod
     def create(cls, model: QwenVL, config: RunConfig, total_steps: int, *, temperature: float = 1.0) -> "Learner":
@@ -74,7 +74,16 @@ class Learner:
 
         Updates donate their state, so this is a copy; `initial` stays whole.
         """
-        return TrainState(jax.tree.map(jnp.copy, self.initial), self.optimizer.init(self.initial))
+        return _on_one_mesh(TrainState(jax.tree.map(jnp.copy, self.initial), self.optimizer.init(self.initial)))
+
+    def sft_step(self, state: TrainState, *arguments) -> tuple[TrainState, Pairs]:
+        """See `_sft_step`; every array stays where it is."""
+        return _sft_step(self.graph, self.optimizer, state, *arguments, remat=self.remat, places=_places(state))
+
+    def grpo_step(self, state: TrainState, *arguments) -> tuple[TrainState, Pairs]:
+        """See `_grpo_step`; every array stays where it is."""
+        options = {"temperature": self.temperature, "remat": self.remat, "places": _places(state)}
+        return _grpo_step(self.graph, self.optimizer, state, *arguments, **options)
 
     def model(self, trainable: nnx.State) -> QwenVL:
         """The model with these weights; no copy."""
@@ -102,7 +111,7 @@ def _log_probs(
     return branch_log_probs(nnx.merge(graph, trainable, frozen), batch, features, temperature=temperature, remat=remat)
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="remat", donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1), static_argnames=("remat", "places"), donate_argnums=2)
 def _sft_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -112,6 +121,7 @@ def _sft_step(
     weights: Float[Array, "B G R"],
     *,
     remat: bool,
+    places: Places,
 ) -> tuple[TrainState, Pairs]:
     """One supervised update: mean negative log-probability of the weighted tokens."""
 
@@ -121,10 +131,10 @@ def _sft_step(
         return total / jnp.maximum(count, 1), {"loss": (total, count)}
 
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable)
-    return _apply(optimizer, state, gradients, metrics)
+    return _apply(optimizer, state, gradients, metrics, places)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 8), static_argnames=("temperature", "remat"), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1, 8), static_argnames=("temperature", "remat", "places"), donate_argnums=2)
 def _grpo_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -138,6 +148,7 @@ def _grpo_step(
     *,
     temperature: float,
     remat: bool,
+    places: Places,
 ) -> tuple[TrainState, Pairs]:
     """One policy update on whole groups.
 
@@ -158,12 +169,33 @@ def _grpo_step(
         return value, {"loss": (value, jnp.ones(())), **metrics}
 
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable)
-    return _apply(optimizer, state, gradients, metrics)
+    return _apply(optimizer, state, gradients, metrics, places)
 
 
 def _apply(
-    optimizer: optax.GradientTransformation, state: TrainState, gradients: nnx.State, metrics: Pairs
+    optimizer: optax.GradientTransformation, state: TrainState, gradients: nnx.State, metrics: Pairs, places: Places
 ) -> tuple[TrainState, Pairs]:
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-    return TrainState(trainable, opt_state), {**metrics, "grad_norm": (grad_norm(opt_state), jnp.ones(()))}
+    leaves, tree = jax.tree.flatten(TrainState(optax.apply_updates(state.trainable, updates), opt_state))
+    # Left alone, the compiler would move small arrays, and the second step would be another program.
+    kept = [jax.lax.with_sharding_constraint(leaf, place) if place else leaf for leaf, place in zip(leaves, places)]
+    return jax.tree.unflatten(tree, kept), {**metrics, "grad_norm": (grad_norm(opt_state), jnp.ones(()))}
+
+
+def _places(state: TrainState) -> Places:
+    """Where the leaves of a state lie; None off the mesh."""
+    shardings = (leaf.sharding for leaf in jax.tree.leaves(state))
+    return tuple(sharding if isinstance(sharding, NamedSharding) else None for sharding in shardings)
+
+
+def _on_one_mesh(state: TrainState) -> TrainState:
+    """Counters that the optimiser made on one device go to all devices of the parameters' mesh."""
+    places = _places(state)
+    mesh = next((place.mesh for place in places if place), None)
+    if mesh is None:
+        return state
+    leaves, tree = jax.tree.flatten(state)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.unflatten(
+        tree, [leaf if place else jax.device_put(leaf, everywhere) for leaf, place in zip(leaves, places)]
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import draccus
-from draccus.wrappers.docstring import get_attribute_docstring, get_preferred_help_text
 
+from videoauto_jax.attributes import attribute_help
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.recipes import Key, Tree, dump_yaml, load_recipe, parse_yaml
 from videoauto_jax.typed import Reader, field_default, is_union, type_name
@@ -62,13 +62,13 @@ class Setting:
 
 
 def settings(cls: type, prefix: str = "", default: Any = dataclasses.MISSING) -> Iterator[Setting]:
-    """Every key of a configuration dataclass, nested ones dotted. The help is the comment beside or above the field."""
+    """Every key of a configuration dataclass, nested ones dotted. The help is that of `attribute_help`."""
+    helps = attribute_help(cls)
     for field in dataclasses.fields(cls):
         annotation, key = _hints(cls)[field.name], prefix + field.name
         value = field_default(field) if default is dataclasses.MISSING else getattr(default, field.name)
         if not dataclasses.is_dataclass(annotation):
-            help_text = get_preferred_help_text(get_attribute_docstring(cls, field.name)) or ""
-            yield Setting(key, _short_type(annotation), _shown(value), " ".join(help_text.split()))
+            yield Setting(key, _short_type(annotation), _shown(value), helps.get(field.name, ""))
         for inner, name in _sections(annotation):
             yield from settings(inner, f"{key}.{name}", value if isinstance(value, inner) else dataclasses.MISSING)
 

@@ -45,23 +45,23 @@ def test_specs_by_hand(shapes):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     expected = {
         "text/embed/embedding": P("tensor", "fsdp"),
-        "text/layers/attention/q/kernel": P(None, "fsdp", "tensor", None),
+        "text/layers/attention/q/kernel": P(None, "fsdp", "tensor"),
         "text/layers/attention/o/kernel": P(None, "tensor", None, "fsdp"),
         "text/layers/mlp/down/kernel": P(None, "tensor", "fsdp"),
         "text/layers/attention/q_norm/scale": P(),
         "head/kernel": P("fsdp", "tensor"),
-        "vision/blocks/attention/qkv/bias": P(None, None, "tensor", None),
+        "vision/blocks/attention/qkv/bias": P(None, None, "tensor"),
         "vision/blocks/attention/proj/bias": P(),
     }
     for path, spec in expected.items():
         assert parameter_spec(path, shapes[path], mesh) == spec, path
     q = "text/layers/attention/q/kernel"
-    assert parameter_spec(q, shapes[q], mesh, "rollout") == P(None, None, "tensor", None)
+    assert parameter_spec(q, shapes[q], mesh, "rollout") == P(None, None, "tensor")
 
 
 def test_what_does_not_divide_stays_whole():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
-    assert parameter_spec("text/layers/attention/k/kernel", (3, 50, 3, 16), mesh) == P(None, None, None, None)
+    assert parameter_spec("text/layers/attention/k/kernel", (3, 50, 3, 16), mesh) == P()
 
 
 def test_unknown_parameters_and_clashing_rules_are_named(monkeypatch):

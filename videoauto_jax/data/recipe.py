@@ -39,13 +39,23 @@ class DataConfig:
     patch_counts: tuple[int, ...] | None = None
     branch_lengths: tuple[int, ...] | None = None
 
-    def samples(self, variant: Literal["train", "eval", "demo"] = "train") -> list[Sample]:
-        """All samples; `variant` is that of the system prompt. Raises ConfigError if no data set is named."""
+    def samples(
+        self, variant: Literal["train", "eval", "demo"] = "train", *, keep_missing: bool = False
+    ) -> list[Sample]:
+        """All samples, without those whose media are missing unless they are to be kept.
+
+        Args:
+            variant: of the system prompt.
+
+        Raises:
+            ConfigError: no data set is named.
+        """
         if not self.names:
             fix = f"Name some of: {', '.join(self.sets) or '(none)'}"
             raise ConfigError("no data sets", where="data.names", fix=fix)
         text = system_prompt(self.prompt, variant=variant)
-        return load_datasets(self.names, self.sets, text, image=self.image, video=self.video)
+        budgets = {"image": self.image, "video": self.video}
+        return load_datasets(self.names, self.sets, text, **budgets, keep_missing=keep_missing)
 
     def stream(self, batch_size: int, seed: int) -> StreamConfig:
         """How this data is drawn in training batches; it never ends, the run's length does."""

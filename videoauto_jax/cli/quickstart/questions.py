@@ -14,6 +14,7 @@ import numpy as np
 from videoauto_jax.cli.quickstart.scene import COLOURS, LAMPS, MOTIONS, SHAPES, Scene
 
 LETTERS = "ABCD"
+WORDS = ("zero", "one", "two", "three", "four")
 GUESS = "{guess}"
 
 
@@ -24,7 +25,7 @@ class Item:
     Attributes:
         kind: perception, reasoning, grounding, or look for a lesson.
         skill: the maker's name.
-        source: the annotation file it belongs to: videor1, charades, nextgqa, virl, dapo or plain.
+        source: the annotation file it belongs to: videor1, charades, nextgqa, virl, dapo or lessons.
         fields: its annotation record, without id, tags and media.
         problem_type: the reward that grades it: exact_match, math, iou or gqa.
         answer: what a right box contains.
@@ -90,14 +91,14 @@ def count(scene: Scene, rng: np.random.Generator) -> Item:
     counts = np.array([scene.lamp.count(colour) for colour in LAMPS])
     weights = np.array([0.6, 0.7, 2.5, 7.0, 12.0])[counts]
     target = str(rng.choice(LAMPS, p=weights / weights.sum()))
-    steps = [f"{s}s {lamp} {scene.lamp[: s + 1].count(target)}" for s, lamp in enumerate(scene.lamp)]
+    steps = [f"{s} {lamp} {scene.lamp[: s + 1].count(target)}" for s, lamp in enumerate(scene.lamp)]
     question = f"In how many seconds is the lamp {target}?"
     return _number("count", question, scene.lamp.count(target), range(5), "; ".join(steps) + ".")
 
 
 def sum_(scene: Scene, rng: np.random.Generator) -> Item:
     totals = np.cumsum(scene.dots) % 10
-    steps = [f"{s}s {dots} total {total}" for s, (dots, total) in enumerate(zip(scene.dots, totals))]
+    steps = [f"{s} {WORDS[dots]} {total}" for s, (dots, total) in enumerate(zip(scene.dots, totals))]
     question = "Add the dots of every second. What is the last digit of the total?"
     return _number("sum", question, int(totals[-1]), range(10), "; ".join(steps) + ".")
 
@@ -109,7 +110,7 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
     named = ", ".join(sorted(asked))
     orders = [", ".join(colours) for colours in itertools.permutations(asked)]
     options, letter = _options(rng, orders, ", ".join(asked))
-    steps = "; ".join(f"{s}s {lamp}" for s, lamp in enumerate(scene.lamp))
+    steps = "; ".join(f"{s} {lamp}" for s, lamp in enumerate(scene.lamp))
     thought = f"{steps}. First {', '.join(asked)}, so {letter}."
     question = f"In which order does the lamp first show {named}?"
     return _choice("reasoning", "order", question, options, letter, thought)
@@ -131,7 +132,7 @@ def still_dots(scene: Scene, second: int) -> Item:
 def digits(numbers: Sequence[int]) -> Item:
     """A text-only sum, thought through in the same steps as the dots of a video."""
     totals = np.cumsum(numbers) % 10
-    steps = "; ".join(f"{n} total {total}" for n, total in zip(numbers, totals)) + "."
+    steps = "; ".join(f"{WORDS[n]} {total}" for n, total in zip(numbers, totals)) + "."
     question = f"What is the last digit of {' + '.join(map(str, numbers))}?"
     answer = str(totals[-1])
     fields = {"prompt": question, "solution": answer}
@@ -145,9 +146,9 @@ def look(scene: Scene) -> list[Item]:
     lit = ["lit" if scene.flash[0] <= s < scene.flash[1] else "dark" for s in seconds]
     moves = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
     return [
-        _look("lamp", "List the lamp.", " ".join(f"{s}s {scene.lamp[s]};" for s in seconds)),
-        _look("dots", "List the dots.", " ".join(f"{s}s {scene.dots[s]};" for s in seconds)),
-        _look("border", "List the border.", " ".join(f"{s}s {lit[s]};" for s in seconds)),
+        _look("lamp", "List the lamp.", "; ".join(f"{s} {scene.lamp[s]}" for s in seconds)),
+        _look("dots", "List the dots.", "; ".join(f"{s} {WORDS[scene.dots[s]]}" for s in seconds)),
+        _look("border", "List the border.", "; ".join(f"{s} {lit[s]}" for s in seconds)),
         _look("shape", "Describe the shape.", f"The {scene.colour} {scene.shape} {moves}."),
     ]
 
@@ -170,8 +171,8 @@ IMAGE_QUESTIONS: dict[str, Callable[[Scene, int], Item]] = {
 
 
 def _look(skill: str, question: str, answer: str) -> Item:
-    fields = {"question": question, "answer": answer, "problem_type": "exact_match"}
-    return Item("look", skill, "plain", fields, "exact_match", answer, (), "")
+    fields = {"question": question, "answer": answer}
+    return Item("look", skill, "lessons", fields, "exact_match", answer, (), "")
 
 
 def _choice(kind: str, skill: str, question: str, options: list[str], letter: str, thought: str) -> Item:

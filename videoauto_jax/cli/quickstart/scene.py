@@ -99,7 +99,7 @@ def render_still(scene: Scene, second: int, size: int = SIZE) -> UInt8[ndarray, 
 def _backdrop(scene: Scene, second: int, size: int) -> Float[ndarray, "H W 3"]:
     """Everything but the shape, which overlaps nothing and is drawn last."""
     rng = np.random.default_rng(scene.texture)
-    frame = rng.uniform(12, 30, 3) + rng.normal(0, 3, (size, size, 1))
+    frame = rng.uniform(118, 138, 3) + rng.normal(0, 3, (size, size, 1))
     rows, columns = _grid(size)
     frame[_box(rows, columns, _LAMP, _RIM)] = 0
     frame[_box(rows, columns, _LAMP, 0)] = COLOURS[scene.lamp[second]]

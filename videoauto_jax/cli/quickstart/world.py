@@ -2,7 +2,7 @@
 
     videos/, images/               media of all splits
     train/, heldout/, warmup/      videor1.json, charades.json, nextgqa.json, virl.json, dapo.json
-    look/                          plain.json: what every train video shows, before any question is asked
+    look/                          lessons.json: what every train video shows, before any question is asked
     world.json                     what the folder was made from
 
 `warmup` holds the questions of `train`, each with a demonstration in the field `response`. Train and held-out media
@@ -24,6 +24,7 @@ from videoauto_jax.cli.quickstart.demonstrations import demonstration
 from videoauto_jax.cli.quickstart.questions import Item
 from videoauto_jax.cli.quickstart.spec import STANDARD, WorldSpec, check
 from videoauto_jax.cli.quickstart.video_file import MediaFile, make_files
+from videoauto_jax.data.annotations import Record, Sample
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.errors import UsageError
 from videoauto_jax.files import write_atomic, write_json
@@ -36,9 +37,9 @@ SOURCES = {
     "nextgqa": ("NeXT-GQA", "videos"),
     "virl": ("VIRL", "images"),
     "dapo": ("DAPO-Math", ""),
-    "plain": ("Plain", "videos"),
+    "lessons": ("videoauto_jax.cli.quickstart.world:lesson", "videos"),
 }
-_MEDIA_FIELD = {"videor1": "path", "charades": "video", "nextgqa": "video", "plain": "video"}
+_MEDIA_FIELD = {"videor1": "path", "charades": "video", "nextgqa": "video", "lessons": "video"}
 _CODE = ("scene.py", "questions.py", "demonstrations.py", "video_file.py", "spec.py", "asking.py", "world.py")
 
 
@@ -72,7 +73,7 @@ def make_world(
         if split == "train":
             rng = np.random.default_rng([seed, len(RANGES)])
             _write_annotations(folder / "warmup", asked, lambda item: demonstration(item, rng, spec.mix))
-            _write_annotations(folder / "look", lessons(media), lambda item: f"\\boxed{{{item.answer}}}")
+            _write_annotations(folder / "look", lessons(media), lambda item: item.answer)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
 
@@ -85,6 +86,12 @@ def data_sets(folder: str | Path, split: str) -> dict[str, DatasetConfig]:
         for source, (loader, media) in SOURCES.items()
         if (folder / split / f"{source}.json").exists()
     }
+
+
+def lesson(record: Record) -> Sample:
+    """The loader of `lessons.json`: a bare question, because what is seen is told outside of any box."""
+    visual = record.video(record.text("video"))
+    return record.sample(record.text("question"), record["answer"], "exact_match", visual, grounding=True)
 
 
 def _claim(folder: Path, seed: int, spec: WorldSpec) -> None:

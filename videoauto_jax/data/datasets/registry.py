@@ -66,6 +66,7 @@ def load_datasets(
     *,
     image: ImageBudget | None = None,
     video: VideoBudget | None = None,
+    keep_missing: bool = False,
 ) -> list[Sample]:
     """The samples of the named sets, one set after the other, in the order of their annotations.
 
@@ -75,6 +76,7 @@ def load_datasets(
         names: keys of `configs`.
         system_prompt: the system message of every sample, as is; None for no system message.
         image, video: budgets of the sets that state none; where None, upstream's for Qwen2.5-VL.
+        keep_missing: leave nothing out; encoding such a sample raises MediaError.
 
     Raises:
         ConfigError: a name without configuration or annotations, a name given twice, an unknown loader.
@@ -86,7 +88,8 @@ def load_datasets(
         config = configs[name]
         budgets = (config.image or image or ImageBudget(), config.video or video or VideoBudget())
         origin = Origin(name, system_prompt, config.data_path, *budgets, tags=tuple(config.tags))
-        samples += _load(_loader(config.loader or name), origin, config.anno_path)
+        found = _load(_loader(config.loader or name), origin, config.anno_path)
+        samples += found if keep_missing else _with_media(found, name)
     return samples
 
 
@@ -123,13 +126,16 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _load(loader: Loader, origin: Origin, anno_path: str) -> list[Sample]:
     records = (Record(data, where, key, group, origin) for where, key, group, data in read_records(anno_path))
-    samples = [sample for record in records if (sample := loader(record)) is not None]
+    return [sample for record in records if (sample := loader(record)) is not None]
+
+
+def _with_media(samples: list[Sample], source: str) -> list[Sample]:
     present = _present([sample.media for sample in samples])
     missing = [sample for sample, there in zip(samples, present) if not there]
     if missing:
         log.warning(
             "%s: %d of %d samples skipped, their media do not exist (first: %s)",
-            *(origin.source, len(missing), len(samples), missing[0].media),
+            *(source, len(missing), len(samples), missing[0].media),
         )
     return [sample for sample, there in zip(samples, present) if there]
 

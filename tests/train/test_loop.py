@@ -1,0 +1,198 @@
+"""Whole runs in a folder: interrupted and taken up again they are the run that was never interrupted."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from videoauto_jax.data.annotations import ImageBudget
+from videoauto_jax.data.datasets import DatasetConfig
+from videoauto_jax.data.recipe import DataConfig
+from videoauto_jax.errors import UsageError
+from videoauto_jax.rewards import Rewards
+from videoauto_jax.sharding import MeshConfig
+from videoauto_jax.train import loop, sft, step
+from videoauto_jax.train.loop import train_grpo
+from videoauto_jax.train.loss_config import GRPOLossConfig
+from videoauto_jax.train.optimizer import OptimizerConfig
+from videoauto_jax.train.recipe import GRPOConfig, RolloutConfig, SFTConfig
+from videoauto_jax.train.sft import train_sft
+
+ROUNDS = 3
+
+
+class Pool:
+    """Grades like a coin that always falls the same way for the same text."""
+
+    calls, interrupt_at = 0, None
+
+    def __init__(self, workers, timeout_s):
+        pass
+
+    def score_many(self, items, *, profile):
+        Pool.calls += 1
+        if Pool.calls == Pool.interrupt_at:
+            raise KeyboardInterrupt
+        return [Rewards(hashlib.sha256(text.encode()).digest()[0] / 255, 0.0, 0.0) for text, _, _ in items]
+
+    def warm(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Nine questions, every third about an image, with demonstrations."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    records = []
+    for n in range(9):
+        record = {"problem_type": "exact_match", "question": f"What is {n}?", "answer": "A"}
+        record["response"] = f"\\boxed{{{n}}}<think>It is {n}.</think>\\boxed{{{n}}}"
+        if n % 3 == 0:
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+            record["image"] = f"{n}.png"
+        records.append(json.dumps(record))
+    (folder / "toy.jsonl").write_text("\n".join(records))
+    source = DatasetConfig(loader="Plain", anno_path=str(folder / "toy.jsonl"), data_path=str(folder))
+    budget = ImageBudget(min_pixels=4096, max_pixels=4096)
+    return DataConfig(
+        names=("toy",), sets={"toy": source}, prompt="direct", image=budget, workers=0,
+        prompt_lengths=(256,), patch_counts=(64,), branch_lengths=(256,),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_optimizer(monkeypatch):
+    """Every run compiles its own step because its optimiser is a new object: here they share one."""
+    made = {}
+
+    @functools.wraps(step.make_optimizer)
+    def make(config, params, total):
+        key = config, total
+        made[key] = made.get(key) or REAL(config, params, total)
+        return made[key]
+
+    monkeypatch.setattr(step, "make_optimizer", make)
+    monkeypatch.setattr(loop, "RewardPool", Pool)
+    Pool.calls, Pool.interrupt_at = 0, None
+
+
+REAL = functools.cache(lambda *args: None) and step.make_optimizer
+
+
+def recipe(kind, tiny_folder, data, output, **changes):
+    shared = dict(
+        model=str(tiny_folder), output=str(output), data=data, mesh=MeshConfig(fsdp=4, tensor=2), dtype="float32",
+        optimizer=OptimizerConfig(learning_rate=1e-2), remat=False,
+    )  # fmt: skip
+    if kind == "sft":
+        return SFTConfig(**shared | dict(steps=ROUNDS, rows=4, questions=1, max_response_tokens=200) | changes)
+    rollout = RolloutConfig(branches=2, max_new_tokens=6)
+    grpo = dict(rounds=ROUNDS, prompts=8, updates=2, rollout=rollout, loss=GRPOLossConfig(beta=0.1))
+    return GRPOConfig(**shared | grpo | changes)
+
+
+TRAIN = {"sft": train_sft, "grpo": train_grpo}
+
+
+def interrupt_after(count):
+    def progress(done, total, metrics):
+        assert total == ROUNDS
+        if done == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def results(output):
+    """What a run leaves: metrics without times, and the exported weights."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in line.items() if not k.startswith(("seconds", "time"))} for line in lines]
+    files = sorted((output / "model").glob("*.safetensors"))
+    return timeless, {key: tensor for file in files for key, tensor in load_file(file).items()}
+
+
+def assert_same_run(found, expected):
+    assert [line["step"] for line in found[0]] == list(range(1, ROUNDS + 1))
+    assert found[0] == expected[0] and found[1].keys() == expected[1].keys()
+    for key, tensor in expected[1].items():
+        assert found[1][key].tobytes() == tensor.tobytes(), key
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_an_interrupted_run_is_the_uninterrupted_one(kind, tiny_folder, data, tmp_path):
+    train, make = TRAIN[kind], functools.partial(recipe, kind, tiny_folder, data)
+    train(make(tmp_path / "whole"))
+    expected = results(tmp_path / "whole")
+    assert expected[1]["lm_head.weight" if False else "model.language_model.embed_tokens.weight"].std() > 0
+    assert any((expected[1][key] != tensor).any() for key, tensor in load_file(tiny_folder / "model.safetensors").items())
+
+    with pytest.raises(KeyboardInterrupt):  # between two units
+        train(make(tmp_path / "cut"), progress=interrupt_after(1))
+    assert not (tmp_path / "cut" / "model").exists()
+    if kind == "grpo":  # in the middle of one: its prompts have been drawn, its first half has been written
+        Pool.calls, Pool.interrupt_at = 0, 4
+        with pytest.raises(KeyboardInterrupt):
+            train(make(tmp_path / "cut"))
+        Pool.interrupt_at = None
+    train(make(tmp_path / "cut"))
+    assert_same_run(results(tmp_path / "cut"), expected)
+
+    def never(*_):
+        raise AssertionError("a finished run has nothing to do")
+
+    train(make(tmp_path / "cut"), progress=never)
+    with pytest.raises(UsageError, match="another recipe"):
+        train(make(tmp_path / "cut", seed=7))
+    assert_same_run(results(tmp_path / "cut"), expected)  # and nothing was lost
+
+
+def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(*args, real=loop.roll_out):
+        seen.append(real(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(loop, "roll_out", spy)
+    train_grpo(recipe("grpo", tiny_folder, data, tmp_path / "run", rounds=1))
+    assert [len(part.samples) for part in seen] == [4, 4]
+    assert len({sample.id for part in seen for sample in part.samples}) == 8
+    for part in seen:
+        assert all(len(group) == 2 and len(group[0].token_ids) <= 6 for group in part.answers)
+        assert np.abs(part.advantages.sum(1)).max() < 1e-4 and np.abs(part.advantages).max() > 0.5
+        batch = jax.device_get(part.batch)
+        for b, group in enumerate(part.answers):
+            for g, answer in enumerate(group):
+                np.testing.assert_array_equal(batch.targets[b][batch.place[b, g]][batch.mask[b, g]], answer.token_ids)
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    totals = np.concatenate([part.totals for part in seen])
+    assert line["reward"] == pytest.approx(totals.mean()) and line["kl"] >= 0
+    record = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
+    assert record["round"] == 1 and len(record["branches"]) == 2
+
+
+def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
+    from videoauto_jax.errors import ConfigError
+
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run")
+    for changes, message in (
+        ({"updates": 3}, "8 prompts do not divide into 3 updates"),
+        ({"rollout": dataclasses.replace(config.rollout, branches=1)}, "at least 2 branches"),
+        ({"rollout": dataclasses.replace(config.rollout, temperature=0.0)}, "temperature"),
+        ({"advantage": "none"}, "none"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(config, **changes)
+    assert sft.train_sft and not (tmp_path / "run").exists()
