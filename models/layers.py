@@ -43,9 +43,7 @@ def rms_norm(size: int, eps: float, dtype: DTypeLike, param_dtype: DTypeLike, rn
 
 def layer_norm(size: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm with HF's vision epsilon; the two-pass variance is the one that matches to 1e-5."""
-    return nnx.LayerNorm(
-        size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
-    )
+    return nnx.LayerNorm(size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs)
 
 
 def stack(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:

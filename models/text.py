@@ -71,9 +71,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: TextConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
         options = {"dtype": dtype, "param_dtype": param_dtype}
-        self.embed = nnx.Embed(
-            config.vocab_size, config.hidden_size, **options, embedding_init=EMBED_INIT, rngs=rngs
-        )
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, **options, embedding_init=EMBED_INIT, rngs=rngs)
         self.layers = stack(lambda keys: DecoderLayer(config, **options, rngs=keys), config.num_layers, rngs)
         self.norm = rms_norm(config.hidden_size, config.norm_eps, **options, rngs=rngs)
 

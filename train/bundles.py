@@ -36,8 +36,8 @@ class Bundle:
 def make_bundles(samples: Sequence[Sample], size: int) -> list[Sample]:
     """Groups demonstrations about the same visual (or, for text, the same system prompt) into rows of at most `size`.
 
-    A bundle is a `Sample` whose one message lists the conversations, so that the prompt stream shuffles, skips and resumes
-    bundles as it does single prompts.
+    A bundle is a `Sample` whose one message lists the conversations, so that the prompt stream shuffles, skips and
+    resumes bundles as it does single prompts.
 
     Raises:
         DataError: a sample without a demonstration.
@@ -93,7 +93,7 @@ class BundleEncoder:
             branch = np.array([*question, *answer, self.processor.eos_token_ids[0]], np.int32)
             if len(branch) > self.max_response_tokens:
                 raise DataError(
-                    f"a question and its demonstration have {len(branch)} tokens, {self.max_response_tokens} are allowed",
+                    f"question and demonstration have {len(branch)} tokens, the limit is {self.max_response_tokens}",
                     fix="Raise max_response_tokens",
                 )
             branches.append(branch)

@@ -77,21 +77,24 @@ class GRPOTrainer:
         items, size = next(self.stream), self.sampler.config.prompts
         seed = self.config.seed + 1_000_003 * index
         return [
-            roll_out(
-                self.sampler, self.processor, self.pool, items[start : start + size], self.config, self.mesh, seed
-            )
+            roll_out(self.sampler, self.processor, self.pool, items[start : start + size], self.config, self.mesh, seed)
             for start in range(0, len(items), size)
         ]
 
     def _old_and_reference(self, state: TrainState, part: ScoredGroups) -> tuple:
-        """Log-probabilities the loss compares with. With one update per round the policy is still the one that wrote."""
+        """Log-probabilities the loss compares with. With one update per round the policy is the one that wrote."""
         weights = (state.trainable if self.config.updates > 1 else None, self.reference)
         frozen = self.learner.frozen
         return tuple(w and self.learner.log_probs(w, frozen, part.batch, part.features) for w in weights)
 
     def _write_sample(self, index: int, groups: ScoredGroups) -> None:
         sample, branches = groups.samples[0], zip(groups.answers[0], groups.totals[0])
-        record = {"round": index + 1, "id": sample.id, "question": sample.messages[-1]["content"], "truth": sample.answer}
+        record = {
+            "round": index + 1,
+            "id": sample.id,
+            "question": sample.messages[-1]["content"],
+            "truth": sample.answer,
+        }
         written = [{"text": a.text, "confidence": a.confidence, "reward": float(r)} for a, r in branches]
         append_jsonl(self.folder / "samples.jsonl", record | {"branches": written})
 
@@ -114,20 +117,19 @@ class Clock:
 
 
 def train_grpo(config: GRPOConfig, *, force: bool = False, progress: Progress | None = None) -> None:
-    """Runs a recipe, or takes it up where it stopped; writes `output/model`."""
-    reward = config.reward
+    """Runs a recipe, or takes it up where it stopped; writes `output/model`.
+
+    The model and the data are looked at before the folder is claimed: a wrong path leaves nothing behind.
+    """
+    mesh = make_mesh(config.mesh)
+    processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
+    samples, reward = config.data.samples(), config.reward
     with Run(config, force=force) as run, RewardPool(reward.workers, reward.timeout_s) as pool:
         if run.finished():
             return
         pool.warm()
-        mesh = make_mesh(config.mesh)
-        processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
-        stream = PromptStream(
-            config.data.samples(),
-            processor,
-            config.data.stream(config.prompts, config.seed),
-            skip_log=run.folder / "skipped.jsonl",
-        )
+        drawn = config.data.stream(config.prompts, config.seed)
+        stream = PromptStream(samples, processor, drawn, skip_log=run.folder / "skipped.jsonl")
         rounds = config.rounds or config.epochs * len(stream)
         model = load_model(config.model, mesh, config.dtype, param_dtype="float32")
         learner = Learner.create(model, config, rounds * config.updates, temperature=config.rollout.temperature)

@@ -23,6 +23,9 @@ from videoauto_jax.train.step import encode_vision
 
 Item = tuple[int, Sample, Encoded]
 
+GATE = 0.97
+"""Confidence below which the metric `think_ratio` counts a branch as one that would think (the paper's threshold)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoredGroups:
@@ -91,9 +94,7 @@ def _score(
     pool: RewardPool, samples: list[Sample], answers: list[list[Answer]], config: GRPOConfig
 ) -> list[list[Rewards]]:
     triples = [
-        (answer.text, sample.answer, sample.problem_type)
-        for sample, group in zip(samples, answers)
-        for answer in group
+        (answer.text, sample.answer, sample.problem_type) for sample, group in zip(samples, answers) for answer in group
     ]
     scored = iter(pool.score_many(triples, profile=config.reward.profile))
     return [list(itertools.islice(scored, len(group))) for group in answers]
@@ -121,5 +122,6 @@ def rollout_metrics(groups: ScoredGroups) -> dict[str, tuple[float, float]]:
         "completions/clipped_ratio": pair([answer.finish_reason == "length" for answer in answers]),
         "fallback_ratio": pair([is_fallback(answer.first_answer) for answer in answers]),
         "confidence": (float(sum(confidences)), len(confidences)),
+        "think_ratio": pair([answer.confidence < GATE for answer in answers]),
         "nan_branches": (float(sum(answer.finish_reason == "nan" for answer in answers)), 1),
     }

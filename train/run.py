@@ -1,9 +1,9 @@
 """The folder of a training run, and how a run is taken up again where it stopped.
 
-    config.yaml     the recipe, written first; the same recipe continues, another one is refused
-    checkpoints/    Orbax: trainable parameters, optimiser state, position in the data
-    metrics.jsonl   one line per step; lines after the restored step are dropped
-    model/          HF folder, written when the run has ended
+config.yaml     the recipe, written first; the same recipe continues, another one is refused
+checkpoints/    Orbax: trainable parameters, optimiser state, position in the data
+metrics.jsonl   one line per step; lines after the restored step are dropped
+model/          HF folder, written when the run has ended
 """
 
 from collections.abc import Callable
@@ -101,6 +101,7 @@ class Trainer(Protocol):
     """What `train_run` drives: one unit of work between two possible checkpoints."""
 
     total: int
+    mesh: jax.sharding.Mesh
 
     def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         """Does unit number `index`; returns the new state and the unit's metrics."""
@@ -118,7 +119,8 @@ def train_run(
     saved, position = done, stream.state()
     try:
         while done < trainer.total:
-            state, metrics = trainer.step(state, done)
+            with jax.set_mesh(trainer.mesh):  # without it no activation would be kept on the batch axes
+                state, metrics = trainer.step(state, done)
             # Taken here: an interrupted unit has drawn prompts that a second start has to draw again.
             done, position = done + 1, stream.state()
             run.logger.log(done, metrics)
@@ -138,4 +140,3 @@ def train_run(
 def _donated(state: TrainState) -> bool:
     """Whether an interrupted step had already taken the state's buffers."""
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
-

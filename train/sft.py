@@ -42,17 +42,19 @@ class SFTTrainer:
 
 
 def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | None = None) -> None:
-    """Runs a recipe, or takes it up where it stopped; writes `output/model`."""
+    """Runs a recipe, or takes it up where it stopped; writes `output/model`.
+
+    The model and the data are looked at before the folder is claimed: a wrong path leaves nothing behind.
+    """
+    mesh = make_mesh(config.mesh)
+    processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
+    bundles = make_bundles(config.data.samples(), config.questions)
     with Run(config, force=force) as run:
         if run.finished():
             return
-        mesh = make_mesh(config.mesh)
-        processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
-        bundles = make_bundles(config.data.samples(), config.questions)
         encoder = BundleEncoder(processor, config.max_response_tokens)
-        stream = PromptStream(
-            bundles, encoder, config.data.stream(config.rows, config.seed), skip_log=run.folder / "skipped.jsonl"
-        )
+        drawn = config.data.stream(config.rows, config.seed)
+        stream = PromptStream(bundles, encoder, drawn, skip_log=run.folder / "skipped.jsonl")
         model = load_model(config.model, mesh, config.dtype, param_dtype="float32")
         learner = Learner.create(model, config, total_steps=config.steps)
         trainer = SFTTrainer(config, learner, stream, processor, mesh)

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from videoauto_jax.data.annotations import ImageBudget
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
-from videoauto_jax.errors import UsageError
+from videoauto_jax.errors import ConfigError, UsageError
 from videoauto_jax.rewards import Rewards
 from videoauto_jax.sharding import MeshConfig
-from videoauto_jax.train import loop, sft, step
+from videoauto_jax.train import loop, step
 from videoauto_jax.train.loop import train_grpo
 from videoauto_jax.train.loss_config import GRPOLossConfig
 from videoauto_jax.train.optimizer import OptimizerConfig
@@ -77,18 +77,14 @@ def one_optimizer(monkeypatch):
     """Every run compiles its own step because its optimiser is a new object: here they share one."""
     made = {}
 
-    @functools.wraps(step.make_optimizer)
-    def make(config, params, total):
-        key = config, total
-        made[key] = made.get(key) or REAL(config, params, total)
-        return made[key]
+    def make(config, params, total, real=step.make_optimizer):
+        if (config, total) not in made:
+            made[config, total] = real(config, params, total)
+        return made[config, total]
 
     monkeypatch.setattr(step, "make_optimizer", make)
     monkeypatch.setattr(loop, "RewardPool", Pool)
     Pool.calls, Pool.interrupt_at = 0, None
-
-
-REAL = functools.cache(lambda *args: None) and step.make_optimizer
 
 
 def recipe(kind, tiny_folder, data, output, **changes):
@@ -135,8 +131,8 @@ def test_an_interrupted_run_is_the_uninterrupted_one(kind, tiny_folder, data, tm
     train, make = TRAIN[kind], functools.partial(recipe, kind, tiny_folder, data)
     train(make(tmp_path / "whole"))
     expected = results(tmp_path / "whole")
-    assert expected[1]["lm_head.weight" if False else "model.language_model.embed_tokens.weight"].std() > 0
-    assert any((expected[1][key] != tensor).any() for key, tensor in load_file(tiny_folder / "model.safetensors").items())
+    before = load_file(tiny_folder / "model.safetensors")
+    assert all((expected[1][key] != tensor).any() for key, tensor in before.items() if "language_model" in key)
 
     with pytest.raises(KeyboardInterrupt):  # between two units
         train(make(tmp_path / "cut"), progress=interrupt_after(1))
@@ -184,15 +180,13 @@ def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch)
 
 
 def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
-    from videoauto_jax.errors import ConfigError
-
     config = recipe("grpo", tiny_folder, data, tmp_path / "run")
     for changes, message in (
         ({"updates": 3}, "8 prompts do not divide into 3 updates"),
         ({"rollout": dataclasses.replace(config.rollout, branches=1)}, "at least 2 branches"),
         ({"rollout": dataclasses.replace(config.rollout, temperature=0.0)}, "temperature"),
-        ({"advantage": "none"}, "none"),
+        ({"advantage": "rank"}, "rank"),
     ):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config, **changes)
-    assert sft.train_sft and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()

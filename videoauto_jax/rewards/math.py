@@ -64,8 +64,10 @@ def _evaluate_percentages(found: list) -> list:
     from sympy import Rational, UnevaluatedExpr
 
     hundredth = UnevaluatedExpr(Rational(1, 100))
-    return [item.subs(hundredth, Rational(1, 100)) if not isinstance(item, str) and item.has(hundredth) else item
-            for item in found]
+    return [
+        item.subs(hundredth, Rational(1, 100)) if not isinstance(item, str) and item.has(hundredth) else item
+        for item in found
+    ]
 
 
 def _as_text(answer: object) -> str:

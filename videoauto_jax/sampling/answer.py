@@ -25,7 +25,7 @@ class Answer:
         first_answer: content of the first box, "" if there is none.
         reasoning: the thought, "" if there is none.
         final_answer: content of the second box, "" if there is none.
-        answer: the one that counts: the first if the branch exited or `mode` is first, else the second, else what there is.
+        answer: the one that counts: the first if the gate ended the branch, else the second, else what there is.
         exited: the gate ended the branch after its first answer.
         finish_reason: stop, exit, length or nan.
         first_tokens: tokens up to and including the one that closed the first answer; all of them if none did.
@@ -46,7 +46,13 @@ class Answer:
 
 
 def make_answer(
-    text: str, token_ids: ndarray, logprobs: ndarray, sampling_logprobs: ndarray, confidence: float, finish: int, first_tokens: int
+    text: str,
+    token_ids: ndarray,
+    logprobs: ndarray,
+    sampling_logprobs: ndarray,
+    confidence: float,
+    finish: int,
+    first_tokens: int,
 ) -> Answer:
     """Parses a finished branch."""
     response = parse_response(text)

@@ -1,7 +1,7 @@
 """The two device programs of sampling: prefill a batch of prompts once, then decode all their branches.
 
-Everything that changes between calls (weights, prompts, temperature, threshold, seeds, stop tokens) is an argument, so nothing
-recompiles. Shapes: `L` layers, `B` prompts, `P` prompt slots, `G` branches per prompt, `R` branch slots.
+Everything that changes between calls (weights, prompts, temperature, threshold, seeds, stop tokens) is an argument, so
+nothing recompiles. Shapes: `L` layers, `B` prompts, `P` prompt slots, `G` branches per prompt, `R` branch slots.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Settings:
 
     Attributes:
         temperature: 0 is greedy.
-        threshold: a branch ends once its first answer is closed with at least this confidence; +inf: never, -inf: always.
+        threshold: a branch ends once its first answer is closed with at least this confidence; +inf never, -inf always.
         max_new_tokens: at most this many tokens per branch, itself at most `R`.
         stop_ids: tokens that end a branch; they are its last token.
     """
@@ -134,7 +134,12 @@ def start(
 
 @partial(jax.jit, donate_argnames="state")
 def decode(
-    model: QwenVL, cache: PromptCache, state: DecodeState, automaton: Automaton, settings: Settings, until: Int[Array, ""]
+    model: QwenVL,
+    cache: PromptCache,
+    state: DecodeState,
+    automaton: Automaton,
+    settings: Settings,
+    until: Int[Array, ""],
 ) -> DecodeState:
     """Decodes until every branch has ended, or `until` tokens have been written.
 

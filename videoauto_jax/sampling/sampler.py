@@ -29,8 +29,8 @@ class SamplingConfig:
     """How responses are written.
 
     Attributes:
-        mode: `first` ends a branch after its first answer, `auto` does so where its confidence reaches `threshold`, `second`
-            never; `record` is `second`, for scoring every mode from one pass.
+        mode: `first` ends a branch after its first answer, `auto` does so where its confidence reaches `threshold`,
+            `second` never; `record` is `second`, for scoring every mode from one pass.
         threshold: least confidence, exp(mean log p), that makes thinking unnecessary in `auto`.
         max_new_tokens: most tokens of a branch.
         temperature: 0 is greedy.
@@ -118,7 +118,9 @@ class Sampler:
         cache, logits = engine.prefill(self.model, inputs, position, features)
         keys = _keys(padded, branches, config.seed if seed is None else seed)
         state = engine.start(cache, logits, keys, branches=branches, slots=config.max_new_tokens)
-        state = engine.decode(self.model, cache, state, self.automaton, self._settings(), jnp.int32(config.max_new_tokens))
+        state = engine.decode(
+            self.model, cache, state, self.automaton, self._settings(), jnp.int32(config.max_new_tokens)
+        )
         return self._answers(state, len(prompts))
 
     def _settings(self) -> engine.Settings:

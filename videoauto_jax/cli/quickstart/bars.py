@@ -20,7 +20,9 @@ def bars(scores: Scores, seconds: float) -> dict[str, dict]:
     better = max(accuracy(after, mode) for mode in ("first", "second"))
     thinks = {kind: auto[kind]["think_ratio"] for kind in ("reasoning", "perception")}
     return {
-        "GRPO lifts final-answer accuracy": _at_least(accuracy(after, "second") - accuracy(before, "second"), 15, POINTS),
+        "GRPO lifts final-answer accuracy": _at_least(
+            accuracy(after, "second") - accuracy(before, "second"), 15, POINTS
+        ),
         "reasoning: second answer above first": _at_least(gain("reasoning"), 10, POINTS),
         "perception: both answers agree": _at_most(abs(gain("perception")), 3, POINTS),
         "auto: behind the better mode by": _at_most(better - accuracy(after, "auto"), 1, POINTS),

@@ -172,4 +172,3 @@ class Quickstart:
 
     def _seconds(self) -> dict[str, float]:
         return json.loads(self._clock.read_text()) if self._clock.exists() else {}
-

@@ -36,8 +36,8 @@ class TinySpec:
     vocabulary: int = 1000
 
 
-# Factors on fresh parameters. A narrow model that learns for minutes, not months, wants embeddings that are not drowned by
-# the first layers' output: residual branches start small, and so do the logits.
+# Factors on fresh parameters. A narrow model that learns for minutes, not months, wants embeddings that are not drowned
+# by the first layers' output: residual branches start small, and so do the logits.
 _START = {
     "text/embed/embedding": 50.0,
     "text/layers/attention/o/kernel": 0.05,

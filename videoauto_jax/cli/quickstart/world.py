@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def make_world(
         media += {file.path: file for _, _, file in asked if file}.values()
         _write_annotations(folder / split, asked)
         if split == "train":
-            rng = np.random.default_rng([seed, len(RANGES)])
-            _write_annotations(folder / "warmup", asked, lambda item: demonstration(item, rng, spec.mix))
+            draw = partial(demonstration, rng=np.random.default_rng([seed, len(RANGES)]), mix=spec.mix)
+            _write_annotations(folder / "warmup", asked, draw)
             _write_annotations(folder / "look", lessons(media), lambda item: item.answer)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
@@ -109,9 +110,7 @@ def _claim(folder: Path, seed: int, spec: WorldSpec) -> None:
         raise UsageError("the folder holds a world of other settings or of another version", where=folder, fix=fix)
 
 
-def _write_annotations(
-    folder: Path, asked: Iterable[Asked], demonstrate: Callable[[Item], str] | None = None
-) -> None:
+def _write_annotations(folder: Path, asked: Iterable[Asked], demonstrate: Callable[[Item], str] | None = None) -> None:
     """One file per source; with a demonstration in every record where they are made."""
     records: dict[str, list[dict[str, Any]]] = {}
     for identifier, item, file in asked:
