@@ -95,7 +95,7 @@ def _tiny(tmp_path_factory, tied):
 
 
 def random_tensors(folder):
-    """HF tensors in float32. Norms and biases are random too, so that none can be forgotten; no two logits are close."""
+    """HF tensors in float32; norms and biases are random too, so that none can be forgotten."""
     import numpy as np
 
     from videoauto_jax.models.config import read_config

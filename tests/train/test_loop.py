@@ -53,13 +53,13 @@ class Pool:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Nine questions, every third about an image, with demonstrations."""
+    """Nine questions with demonstrations; three without an image, so that no four are without: one program for all."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     records = []
     for n in range(9):
         record = {"problem_type": "exact_match", "question": f"What is {n}?", "answer": "A"}
         record["response"] = f"\\boxed{{{n}}}<think>It is {n}.</think>\\boxed{{{n}}}"
-        if n % 3 == 0:
+        if n % 3:
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{n}.png")
             record["image"] = f"{n}.png"
         records.append(json.dumps(record))
@@ -72,15 +72,19 @@ def data(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def optimizers():
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def one_optimizer(monkeypatch):
+def one_optimizer(monkeypatch, optimizers):
     """Every run compiles its own step because its optimiser is a new object: here they share one."""
-    made = {}
 
     def make(config, params, total, real=step.make_optimizer):
-        if (config, total) not in made:
-            made[config, total] = real(config, params, total)
-        return made[config, total]
+        if (config, total) not in optimizers:
+            optimizers[config, total] = real(config, params, total)
+        return optimizers[config, total]
 
     monkeypatch.setattr(step, "make_optimizer", make)
     monkeypatch.setattr(loop, "RewardPool", Pool)
@@ -88,15 +92,15 @@ def one_optimizer(monkeypatch):
 
 
 def recipe(kind, tiny_folder, data, output, **changes):
-    shared = dict(
-        model=str(tiny_folder), output=str(output), data=data, mesh=MeshConfig(fsdp=4, tensor=2), dtype="float32",
-        optimizer=OptimizerConfig(learning_rate=1e-2), remat=False,
-    )  # fmt: skip
+    shared = {
+        "model": str(tiny_folder), "output": str(output), "data": data, "mesh": MeshConfig(fsdp=4, tensor=2),
+        "dtype": "float32", "optimizer": OptimizerConfig(learning_rate=1e-2), "remat": False,
+    }  # fmt: skip
     if kind == "sft":
-        return SFTConfig(**shared | dict(steps=ROUNDS, rows=4, questions=1, max_response_tokens=200) | changes)
-    rollout = RolloutConfig(branches=2, max_new_tokens=6)
-    grpo = dict(rounds=ROUNDS, prompts=8, updates=2, rollout=rollout, loss=GRPOLossConfig(beta=0.1))
-    return GRPOConfig(**shared | grpo | changes)
+        return SFTConfig(**shared, **{"steps": ROUNDS, "rows": 4, "questions": 1, "max_response_tokens": 200} | changes)
+    rollout, loss = RolloutConfig(branches=2, max_new_tokens=6), GRPOLossConfig(beta=0.1)
+    own = {"rounds": ROUNDS, "prompts": 8, "updates": 2, "rollout": rollout, "loss": loss}
+    return GRPOConfig(**shared, **own | changes)
 
 
 TRAIN = {"sft": train_sft, "grpo": train_grpo}
@@ -162,7 +166,8 @@ def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch)
         return seen[-1]
 
     monkeypatch.setattr(loop, "roll_out", spy)
-    train_grpo(recipe("grpo", tiny_folder, data, tmp_path / "run", rounds=1))
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo(recipe("grpo", tiny_folder, data, tmp_path / "run"), progress=interrupt_after(1))
     assert [len(part.samples) for part in seen] == [4, 4]
     assert len({sample.id for part in seen for sample in part.samples}) == 8
     for part in seen:

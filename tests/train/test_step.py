@@ -140,7 +140,8 @@ def test_weights_decide_which_tokens_are_learned(one):
     weights = np.zeros_like(log_probs)
     weights[1, 0, 2] = weights[3, 1, 4] = 1
     arguments = one.learner.frozen, one.rows, place_rows(weights, one.mesh)
-    _, metrics = one.learner.sft_step(one.learner.initial_state(), *arguments)
+    with jax.set_mesh(one.mesh):
+        _, metrics = one.learner.sft_step(one.learner.initial_state(), *arguments)
     assert float(metrics["loss"][0]) == pytest.approx(-log_probs[1, 0, 2] - log_probs[3, 1, 4], abs=1e-5)
     assert float(metrics["loss"][1]) == 2
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from videoauto_jax.cli.quickstart.scene import COLOURS, LAMPS, MOTIONS, SHAPES, Scene
+from videoauto_jax.cli.quickstart.scene import COLOURS, LAMPS, MOTIONS, SHAPES, Scene, whereabouts
 
 LETTERS = "ABCD"
 WORDS = ("zero", "one", "two", "three", "four")
@@ -142,15 +142,15 @@ def digits(numbers: Sequence[int]) -> Item:
 
 def look(scene: Scene) -> list[Item]:
     """What there is to see, second by second: lessons in looking, which come before any question."""
-    seconds = range(scene.seconds)
-    lit = ["lit" if scene.flash[0] <= s < scene.flash[1] else "dark" for s in seconds]
-    moves = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
-    return [
-        _look("lamp", "List the lamp.", "; ".join(f"{s} {scene.lamp[s]}" for s in seconds)),
-        _look("dots", "List the dots.", "; ".join(f"{s} {WORDS[scene.dots[s]]}" for s in seconds)),
-        _look("border", "List the border.", "; ".join(f"{s} {lit[s]}" for s in seconds)),
-        _look("shape", "Describe the shape.", f"The {scene.colour} {scene.shape} {moves}."),
-    ]
+    lit = ["lit" if scene.flash[0] <= second < scene.flash[1] else "dark" for second in range(scene.seconds)]
+    shown = {
+        "lamp": scene.lamp,
+        "dots": [WORDS[dots] for dots in scene.dots],
+        "border": lit,
+        "place": [whereabouts(scene, second) for second in range(scene.seconds)],
+        "shape": [f"{scene.colour} {scene.shape}"] * scene.seconds,
+    }
+    return [_look(skill, "; ".join(f"{s} {what}" for s, what in enumerate(seen))) for skill, seen in shown.items()]
 
 
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
@@ -170,8 +170,8 @@ IMAGE_QUESTIONS: dict[str, Callable[[Scene, int], Item]] = {
 }
 
 
-def _look(skill: str, question: str, answer: str) -> Item:
-    fields = {"question": question, "answer": answer}
+def _look(skill: str, answer: str) -> Item:
+    fields = {"question": f"List the {skill}.", "answer": answer}
     return Item("look", skill, "lessons", fields, "exact_match", answer, (), "")
 
 

@@ -22,7 +22,7 @@ LAMPS = ("red", "green", "blue", "yellow")
 MOTIONS = ("left", "right", "still")
 FRAMES_PER_SECOND = 4
 SIZE = 64  # pixels; every length below is in 64ths of the picture's side
-_RADIUS, _REACH = 10, (14, 50)
+_RADIUS, _REACH = 12, (16, 48)
 _INSIDE = (3, 61, 3, 61)  # what the border leaves free
 _LAMP, _RIM = (36, 58, 6, 28), 2
 _DOTS, _DOT_RADIUS = ((42, 42), (42, 54), (54, 42), (54, 54)), 4
@@ -110,9 +110,19 @@ def _backdrop(scene: Scene, second: int, size: int) -> Float[ndarray, "H W 3"]:
     return frame
 
 
+def whereabouts(scene: Scene, second: int) -> str:
+    """Where the shape is in the middle of a second: left, middle or right."""
+    where = _where(scene, (second + 0.5) / scene.seconds)
+    return ("left", "middle", "right")[min(int(where * 3), 2)]
+
+
+def _where(scene: Scene, progress: float) -> float:
+    """The shape's place, 0 (left) to 1 (right), when `progress` of the video has passed."""
+    return {"left": 1 - progress, "right": progress, "still": scene.place}[scene.motion]
+
+
 def _with_shape(scene: Scene, backdrop: Float[ndarray, "H W 3"], progress: float) -> UInt8[ndarray, "H W 3"]:
-    where = {"left": 1 - progress, "right": progress, "still": scene.place}[scene.motion]
-    middle = _REACH[0] + where * (_REACH[1] - _REACH[0])
+    middle = _REACH[0] + _where(scene, progress) * (_REACH[1] - _REACH[0])
     rows, columns = _grid(len(backdrop))
     frame = backdrop.copy()
     frame[_mover(scene.shape, rows - SIZE / 4, columns - middle)] = COLOURS[scene.colour]

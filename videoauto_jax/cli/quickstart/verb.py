@@ -52,22 +52,24 @@ def run(config: QuickstartConfig, *, force: bool) -> None:
 
 
 def _claim(config: QuickstartConfig, force: bool) -> Path:
+    """The run's folder; a finished run of other settings steps aside, an unfinished one is not touched."""
     folder, text = Path(config.output), dump_config(config)
     recipe = folder / "quickstart.yaml"
-    if recipe.exists() and recipe.read_text() != text and not force:
-        raise UsageError(
-            "the output folder holds a quickstart of other settings",
-            where=folder,
-            fix=f"Name another output=, or add --force to begin anew (it was made with seed {_seed_of(folder)})",
-        )
-    if not recipe.exists() or recipe.read_text() != text:
-        new_folder(folder, force=force)
-        write_atomic(recipe, text)
+    if recipe.exists() and recipe.read_text() == text:
+        return folder
+    if recipe.exists() and (folder / "summary.json").exists() and not force:
+        aside = _free_name(folder, json.loads((folder / "summary.json").read_text())["seed"])
+        folder.rename(aside)
+        show(f"the finished run of other settings is in [bold]{escape(str(aside))}[/] now")
+    elif recipe.exists() and not force:
+        fix = "Finish it with the command it began with, name another output=, or lose it with --force"
+        raise UsageError("the output folder holds an unfinished quickstart of other settings", where=folder, fix=fix)
+    new_folder(folder, force=force)
+    write_atomic(recipe, text)
     return folder
 
 
-def _seed_of(folder: Path) -> object:
-    try:
-        return json.loads((folder / "world" / "world.json").read_text())["seed"]
-    except (OSError, ValueError, KeyError):
-        return "unknown"
+def _free_name(folder: Path, seed: int) -> Path:
+    suffixes = ("", *(f"-{n}" for n in range(2, 1000)))
+    names = (folder.with_name(f"{folder.name}-seed{seed}{suffix}") for suffix in suffixes)
+    return next(name for name in names if not name.exists())
