@@ -85,7 +85,8 @@ class TensorBoardWriter:
         if self._writer is None:
             self._open()
         for name, value in values.items():
-            self._writer.add_scalar(name, value, int(step))
+            if math.isfinite(value):  # TensorBoard would draw nothing and log a warning for each
+                self._writer.add_scalar(name, value, int(step))
         self._writer.flush()
 
     def rewind(self, step: int) -> None:

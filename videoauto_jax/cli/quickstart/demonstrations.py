@@ -24,7 +24,7 @@ class DemonstrationMix:
     perception_fallback: float = 0.03
     reasoning_fallback: float = 0.3
     reasoning_first_right: float = 0.25
-    careful: float = 0.5
+    careful: float = 0.35
     hurried_right: float = 0.25
     keep_first: float = 0.0
 
