@@ -88,9 +88,19 @@ def _banded(q: Array, k: Array, v: Array, segments: Int[Array, "B T"], causal: b
         return _fold(jnp.concatenate(pieces, axis=2))
 
     chunks = lambda x: _fold(_pad(x, 0, tail).reshape(rows, count, bound, *x.shape[2:]))  # noqa: E731
-    key_segments = windows(segments)
-    indices = (jnp.arange(bound) + bound, jnp.arange(key_segments.shape[1])) if causal else None
-    out, lse = _dense(chunks(q), windows(k), windows(v), _allowed(chunks(segments), key_segments, indices))
+    indices = (jnp.arange(bound) + bound, jnp.arange(2 * bound)) if causal else None
+    pieces = chunks(q), windows(k), windows(v), chunks(segments), windows(segments)
+
+    def one(piece: tuple[Array, ...]) -> "Partial":
+        q_chunk, k_window, v_window, q_segments, k_segments = (x[None] for x in piece)
+        out, lse = _dense(q_chunk, k_window, v_window, _allowed(q_segments, k_segments, indices))
+        return out[0], lse[0]
+
+    together = max(1, MAX_SCORES // (3 * bound**2))
+    if rows * count <= together:
+        out, lse = jax.vmap(lambda *piece: one(piece))(*pieces)
+    else:
+        out, lse = jax.lax.map(jax.checkpoint(one), pieces, batch_size=together)
     join = lambda x: x.reshape(rows, count * bound, *x.shape[2:])[:, :length]  # noqa: E731
     return join(out), join(lse)
 

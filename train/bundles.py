@@ -109,7 +109,7 @@ def _shared_length(prompts: Sequence[Encoded]) -> int:
         differs = np.flatnonzero(prompt.token_ids[:length] != first[:length])
         length = int(differs[0]) if len(differs) else length
     visual_end = int(np.max(np.flatnonzero(prompts[0].vision_index >= 0), initial=-1)) + 1
-    return max(length, visual_end) if len(prompts) > 1 else max(visual_end, 1)
+    return max(length, visual_end)
 
 
 def cut(prompt: Encoded, length: int) -> Encoded:

@@ -85,7 +85,8 @@ class GRPOTrainer:
         """Log-probabilities the loss compares with. With one update per round the policy is the one that wrote."""
         weights = (state.trainable if self.config.updates > 1 else None, self.reference)
         frozen = self.learner.frozen
-        return tuple(w and self.learner.log_probs(w, frozen, part.batch, part.features) for w in weights)
+        score = self.learner.log_probs
+        return tuple(None if w is None else score(w, frozen, part.batch, part.features) for w in weights)
 
     def _write_sample(self, index: int, groups: ScoredGroups) -> None:
         sample, branches = groups.samples[0], zip(groups.answers[0], groups.totals[0])

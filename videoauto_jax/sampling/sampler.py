@@ -82,10 +82,10 @@ class Sampler:
 
     def rollout(self, conversations: Sequence[list[dict]], branches: int) -> list[list[Answer]]:
         """`branches` answers per conversation; each prompt is computed once."""
-        prompts = [self.processor.encode(messages) for messages in conversations]
         groups: list[list[Answer]] = []
-        for start in range(0, len(prompts), self.config.prompts):
-            groups += self.generate(prompts[start : start + self.config.prompts], branches)
+        for start in range(0, len(conversations), self.config.prompts):
+            batch = conversations[start : start + self.config.prompts]
+            groups += self.generate([self.processor.encode(messages) for messages in batch], branches)
         return groups
 
     def generate(

@@ -75,16 +75,16 @@ class Quickstart:
         progress(1, 1, {})
 
     def _look(self, progress: Report) -> None:
-        train_sft(self._recipe(SFTConfig, "look", "look", model="base"), progress=progress)
+        train_sft(self._recipe(SFTConfig, "look", ("look",), model="base"), progress=progress)
 
     def _warmup(self, progress: Report) -> None:
-        train_sft(self._recipe(SFTConfig, "warmup", "warmup", model="look/model"), progress=progress)
+        train_sft(self._recipe(SFTConfig, "warmup", ("warmup", "look"), model="look/model"), progress=progress)
 
     def _eval_warmup(self, progress: Report) -> None:
         self._evaluate("warmup", progress)
 
     def _train(self, progress: Report) -> None:
-        train_grpo(self._recipe(GRPOConfig, "train", "train", model="warmup/model"), progress=progress)
+        train_grpo(self._recipe(GRPOConfig, "train", ("train",), model="warmup/model"), progress=progress)
 
     def _eval_trained(self, progress: Report) -> None:
         self._evaluate("train", progress)
@@ -112,13 +112,13 @@ class Quickstart:
         evaluate(self._eval_recipe(run), progress=progress)
 
     def _eval_recipe(self, run: str) -> EvalConfig:
-        return self._recipe(EvalConfig, "eval", "heldout", model=f"{run}/model", output=f"eval_{run}")
+        return self._recipe(EvalConfig, "eval", ("heldout",), model=f"{run}/model", output=f"eval_{run}")
 
-    def _recipe(self, kind: type, name: str, split: str, *, model: str, output: str | None = None):
+    def _recipe(self, kind: type, name: str, splits: tuple[str, ...], *, model: str, output: str | None = None):
         """A packaged recipe with this run's folders, data, seed and the user's changes."""
         changes = [f"{key}={json.dumps(value)}" for key, value in getattr(self.config, name).items()]
         recipe = load_config(kind, f"quickstart/{name}", [*changes, f"seed={self.config.seed}"])
-        sets = data_sets(self.world, split)
+        sets = {name: config for split in splits for name, config in data_sets(self.world, split).items()}
         return dataclasses.replace(
             recipe,
             model=str(self.folder / model),
