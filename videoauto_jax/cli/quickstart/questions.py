@@ -25,7 +25,7 @@ class Item:
     Attributes:
         kind: perception, reasoning, grounding, or look for a lesson.
         skill: the maker's name.
-        source: the annotation file it belongs to: videor1, charades, nextgqa, virl, dapo or lessons.
+        source: the annotation file it belongs to, a key of `world.SOURCES`.
         fields: its annotation record, without id, tags and media.
         problem_type: the reward that grades it: exact_match, math, iou or gqa.
         answer: what a right box contains.
@@ -46,22 +46,17 @@ class Item:
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Item:
-    options, letter = _options(rng, list(COLOURS), scene.colour)
-    thought = f"The shape is {scene.colour}, so {letter}."
-    return _choice("perception", "colour", "What colour is the shape?", options, letter, thought)
+    thought = f"The shape is {scene.colour}."
+    return _word("colour", "What colour is the shape?", scene.colour, COLOURS, thought)
 
 
 def object_(scene: Scene, rng: np.random.Generator) -> Item:
-    options, letter = _options(rng, SHAPES, scene.shape)
-    thought = f"The shape is a {scene.shape}, so {letter}."
-    return _choice("perception", "object", "Which shape is it?", options, letter, thought)
+    return _word("object", "Which shape is it?", scene.shape, SHAPES, f"The shape is a {scene.shape}.")
 
 
 def direction(scene: Scene, rng: np.random.Generator) -> Item:
-    options, letter = _options(rng, MOTIONS, scene.motion)
-    moves = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
-    thought = f"The shape {moves}, so {letter}."
-    return _choice("perception", "direction", "Where does the shape move?", options, letter, thought)
+    thought = f"{whereabouts(scene, 0)} to {whereabouts(scene, scene.seconds - 1)}, so {scene.motion}."
+    return _word("direction", "Does the shape move left, right, or is it still?", scene.motion, MOTIONS, thought)
 
 
 def when(scene: Scene, rng: np.random.Generator) -> Item:
@@ -179,6 +174,12 @@ def _choice(kind: str, skill: str, question: str, options: list[str], letter: st
     fields = _videor1(question, "multiple choice", options, letter)
     wrong = _others(LETTERS[: len(options)], letter)
     return Item(kind, skill, "videor1", fields, "exact_match", letter, wrong, thought)
+
+
+def _word(skill: str, question: str, answer: str, plausible: Sequence[str], thought: str) -> Item:
+    fields = {"problem": question, "data_type": "video", "answer": f"<answer>{answer}</answer>"}
+    wrong = _others(plausible, answer)
+    return Item("perception", skill, "longvideoreason", fields, "exact_match", answer, wrong, thought)
 
 
 def _number(skill: str, question: str, answer: int, plausible: Sequence[int], thought: str) -> Item:

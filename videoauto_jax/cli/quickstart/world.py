@@ -1,7 +1,7 @@
 """The video world of the quickstart: media and annotations, in the shapes of the published training sets.
 
     videos/, images/               media of all splits
-    train/, heldout/, warmup/      videor1.json, charades.json, nextgqa.json, virl.json, dapo.json
+    train/, heldout/, warmup/      videor1.json, longvideoreason.json, charades.json, nextgqa.json, virl.json, dapo.json
     look/                          lessons.json: what every train video shows, before any question is asked
     world.json                     what the folder was made from
 
@@ -34,13 +34,14 @@ SPLITS = ("train", "heldout", "warmup", "look")
 # Annotation file -> loader of its shape, folder of its media.
 SOURCES = {
     "videor1": ("VideoR1", "videos"),
+    "longvideoreason": ("LongVideoReason", "videos"),
     "charades": ("Charades-STA", "videos"),
     "nextgqa": ("NeXT-GQA", "videos"),
     "virl": ("VIRL", "images"),
     "dapo": ("DAPO-Math", ""),
     "lessons": ("videoauto_jax.cli.quickstart.world:lesson", "videos"),
 }
-_MEDIA_FIELD = {"videor1": "path", "charades": "video", "nextgqa": "video", "lessons": "video"}
+_MEDIA_FIELD = {"videor1": "path", "longvideoreason": "videos"}  # "video" elsewhere
 _CODE = ("scene.py", "questions.py", "demonstrations.py", "video_file.py", "spec.py", "asking.py", "world.py")
 
 
@@ -128,4 +129,4 @@ def _medium(source: str, file: MediaFile | None) -> dict[str, Any]:
         return {}
     if source == "virl":
         return {"image": [file.path.name], "scene": file.seed, "second": file.second}
-    return {_MEDIA_FIELD[source]: file.path.name, "scene": file.seed}
+    return {_MEDIA_FIELD.get(source, "video"): file.path.name, "scene": file.seed}
