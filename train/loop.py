@@ -117,15 +117,23 @@ class Clock:
         return {f"seconds/{phase}": (seconds, 1.0) for phase, seconds in self._seconds.items()}
 
 
-def train_grpo(config: GRPOConfig, *, force: bool = False, progress: Progress | None = None) -> None:
+def train_grpo(
+    config: GRPOConfig, *, force: bool = False, progress: Progress | None = None, lines: bool = True
+) -> None:
     """Runs a recipe, or takes it up where it stopped; writes `output/model`.
 
     The model and the data are looked at before the folder is claimed: a wrong path leaves nothing behind.
+
+    Args:
+        config: the recipe.
+        force: begin anew in a folder that holds another run.
+        progress: told after every step.
+        lines: print a line for every step.
     """
     mesh = make_mesh(config.mesh)
     processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
     samples, reward = config.data.samples(), config.reward
-    with Run(config, force=force) as run, RewardPool(reward.workers, reward.timeout_s) as pool:
+    with Run(config, force=force, lines=lines) as run, RewardPool(reward.workers, reward.timeout_s) as pool:
         if run.finished():
             return
         pool.warm()

@@ -84,18 +84,22 @@ class MetricsLogger:
     A metric that cannot be written (full disk) is reported on the console and never ends the run.
     """
 
-    def __init__(self, folder: str | Path, tensorboard: bool = True, *, console: Console | None = None):
+    def __init__(
+        self, folder: str | Path, tensorboard: bool = True, *, lines: bool = True, console: Console | None = None
+    ):
         """Opens the writers; an existing `metrics.jsonl` is continued.
 
         Args:
             folder: of the run; made if missing.
+            lines: print a line for every step.
             console: of the progress display, if the run has one.
 
         Raises:
             UsageError: the folder cannot be written.
         """
         self._console = console or rich.get_console()
-        self._writers = _writers(Path(folder), tensorboard, self._console) if jax.process_index() == 0 else []
+        printed = self._console if lines else None
+        self._writers = _writers(Path(folder), tensorboard, printed) if jax.process_index() == 0 else []
         self._failing: set[str] = set()
 
     def log(self, step: int, metrics: "Mapping | Metrics") -> None:
@@ -131,11 +135,12 @@ class MetricsLogger:
             self._failing.add(name)
 
 
-def _writers(folder: Path, tensorboard: bool, console: Console) -> list:
+def _writers(folder: Path, tensorboard: bool, console: Console | None) -> list:
     try:
-        writers = [JsonlWriter(folder / "metrics.jsonl"), ConsoleWriter(console)]
+        writers: list = [JsonlWriter(folder / "metrics.jsonl")]
     except OSError as error:
         raise UsageError(f"cannot write metrics: {error.strerror}", where=folder, fix="Use another folder") from error
+    writers += [ConsoleWriter(console)] if console else []
     return [*writers, TensorBoardWriter(folder / "tensorboard")] if tensorboard else writers
 
 

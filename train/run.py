@@ -33,16 +33,17 @@ class Run:
     Args:
         config: the recipe; `config.output` is the folder.
         force: begin anew in a folder that holds another run.
+        lines: print a line for every step.
 
     Raises:
         UsageError: the folder holds something else, or a run of another recipe.
     """
 
-    def __init__(self, config: RunConfig, *, force: bool = False):
+    def __init__(self, config: RunConfig, *, force: bool = False, lines: bool = True):
         self.config, self.folder = config, Path(config.output)
         self._claim(force)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep)
-        self.logger = MetricsLogger(self.folder)
+        self.logger = MetricsLogger(self.folder, lines=lines)
 
     def restore(self, state: TrainState, stream: PromptStream) -> tuple[TrainState, int]:
         """The newest checkpoint, or `state` and 0 if there is none. The stream and the metrics go back with it."""

@@ -41,15 +41,23 @@ class SFTTrainer:
         return self.learner.sft_step(state, self.learner.frozen, batch, weights)
 
 
-def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | None = None) -> None:
+def train_sft(
+    config: SFTConfig, *, force: bool = False, progress: Progress | None = None, lines: bool = True
+) -> None:
     """Runs a recipe, or takes it up where it stopped; writes `output/model`.
 
     The model and the data are looked at before the folder is claimed: a wrong path leaves nothing behind.
+
+    Args:
+        config: the recipe.
+        force: begin anew in a folder that holds another run.
+        progress: told after every step.
+        lines: print a line for every step.
     """
     mesh = make_mesh(config.mesh)
     processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
     bundles = make_bundles(config.data.samples(), config.questions)
-    with Run(config, force=force) as run:
+    with Run(config, force=force, lines=lines) as run:
         if run.finished():
             return
         encoder = BundleEncoder(processor, config.max_response_tokens)

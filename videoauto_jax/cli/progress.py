@@ -27,7 +27,7 @@ SHOWN = {
 def progress_bar(what: str, *, console: Console | None = None) -> Iterator[Report]:
     """A bar that stands while the block runs; yields the function to report to.
 
-    Where the output is no terminal nothing is drawn, so logs stay readable.
+    Where the output is no terminal nothing is drawn; a line is printed for every tenth of the way instead.
 
     Args:
         what: stands before the bar.
@@ -48,6 +48,8 @@ def progress_bar(what: str, *, console: Console | None = None) -> Iterator[Repor
 
         def report(done: int, total: int, metrics: Mapping) -> None:
             bar.update(task, completed=done, total=total, numbers=headline(metrics))
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                console.print(f"{what}: {done}/{total}  {headline(metrics)}", markup=False, highlight=False)
 
         yield report
 

@@ -75,16 +75,17 @@ class Quickstart:
         progress(1, 1, {})
 
     def _look(self, progress: Report) -> None:
-        train_sft(self._recipe(SFTConfig, "look", ("look",), model="base"), progress=progress)
+        train_sft(self._recipe(SFTConfig, "look", ("look",), model="base"), progress=progress, lines=False)
 
     def _warmup(self, progress: Report) -> None:
-        train_sft(self._recipe(SFTConfig, "warmup", ("warmup", "look"), model="look/model"), progress=progress)
+        recipe = self._recipe(SFTConfig, "warmup", ("warmup", "look"), model="look/model")
+        train_sft(recipe, progress=progress, lines=False)
 
     def _eval_warmup(self, progress: Report) -> None:
         self._evaluate("warmup", progress)
 
     def _train(self, progress: Report) -> None:
-        train_grpo(self._recipe(GRPOConfig, "train", ("train",), model="warmup/model"), progress=progress)
+        train_grpo(self._recipe(GRPOConfig, "train", ("train",), model="warmup/model"), progress=progress, lines=False)
 
     def _eval_trained(self, progress: Report) -> None:
         self._evaluate("train", progress)
