@@ -230,10 +230,11 @@ def test_the_bar_shows_numbers_and_pairs_alike():
     assert headline({"loss": (0.0, 0.0)}) == ""
 
 
-def test_the_bar_draws_on_terminals_only(capsys):
+def test_without_a_terminal_a_line_stands_for_every_tenth(capsys):
     with progress_bar("train") as report:
-        report(1, 2, {"loss": 1.0})
-    assert capsys.readouterr().out == ""
+        for step in range(1, 21):
+            report(step, 20, {"loss": 1.0})
+    assert capsys.readouterr().out.splitlines() == [f"train: {step}/20  loss 1" for step in range(2, 21, 2)]
 
 
 def test_ask_without_words_is_a_usage_error():
