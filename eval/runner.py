@@ -16,12 +16,12 @@ from videoauto_jax.config import dump_config
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor, load_processor
-from videoauto_jax.errors import DataError, UsageError
+from videoauto_jax.errors import DataError
 from videoauto_jax.eval.batches import Slot, cut, encode_ahead
 from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.records import make_records
 from videoauto_jax.eval.scoring import ALWAYS_THINK, reliability, score_modes, threshold_curve
-from videoauto_jax.files import append_jsonl, new_folder, read_jsonl, write_atomic, write_json
+from videoauto_jax.files import append_jsonl, claim_folder, read_jsonl, write_json
 from videoauto_jax.models.config import read_config
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.rewards import RewardPool, find_grader
@@ -168,16 +168,6 @@ def _so_far(records: Sequence[Mapping], config: EvalConfig) -> dict[str, float]:
 
 
 def _claim(config: EvalConfig, force: bool) -> Path:
-    folder, text = Path(config.output), dump_config(config)
-    recipe = folder / "config.yaml"
-    same = recipe.exists() and recipe.read_text() == text
-    if recipe.exists() and not same and not force:
-        raise UsageError(
-            "the output folder holds an evaluation with other settings",
-            where=folder,
-            fix="Name another output=, or add --force to begin anew and lose those results",
-        )
-    if not same:
-        new_folder(folder, force=force)
-        write_atomic(recipe, text)
-    return folder
+    holds = "an evaluation with other settings"
+    fix = "Name another output=, or add --force to begin anew and lose those results"
+    return claim_folder(config.output, dump_config(config), holds=holds, fix=fix, force=force)

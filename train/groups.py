@@ -17,6 +17,7 @@ from videoauto_jax.data.collate import bucket
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.train.log_probs import selective_log_softmax
 
 
 @jax.tree_util.register_dataclass
@@ -132,9 +133,7 @@ def branch_log_probs(
     @jax.checkpoint
     def score(piece: tuple[Array, Array]) -> Float[Array, "B C"]:
         states, targets = piece
-        logits = model.logits(states) / temperature
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        return selective_log_softmax(model.logits(states), targets, temperature=temperature)
 
     scores = _by_chunks(score, (hidden, batch.targets), chunk)
     rows = len(scores)

@@ -143,5 +143,4 @@ def train_grpo(
         model = load_model(config.model, mesh, config.dtype, param_dtype="float32")
         learner = Learner.create(model, config, rounds * config.updates, temperature=config.rollout.temperature)
         trainer = GRPOTrainer(config, learner, stream, processor, pool, mesh, rounds, run.folder)
-        state = train_run(run, trainer, learner.initial_state(), stream, progress)
-        run.export(learner.model(state.trainable))
+        train_run(run, trainer, progress)

@@ -15,13 +15,12 @@ import jax
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.stream import PromptStream
-from videoauto_jax.errors import UsageError
-from videoauto_jax.files import new_folder, write_atomic
+from videoauto_jax.files import claim_folder
 from videoauto_jax.models.hf import save_model
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.train.metrics import MetricsLogger
 from videoauto_jax.train.recipe import RunConfig
-from videoauto_jax.train.step import TrainState
+from videoauto_jax.train.step import Learner, TrainState
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after every step with steps done, steps in all, and the step's metrics."""
@@ -40,8 +39,10 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, *, force: bool = False, lines: bool = True):
-        self.config, self.folder = config, Path(config.output)
-        self._claim(force)
+        fix = "Name another output=, or add --force to begin anew and lose that run"
+        recipe = dump_config(config)
+        self.config = config
+        self.folder = claim_folder(config.output, recipe, holds="a run of another recipe", fix=fix, force=force)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep)
         self.logger = MetricsLogger(self.folder, lines=lines)
 
@@ -85,38 +86,27 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _claim(self, force: bool) -> None:
-        recipe, text = self.folder / "config.yaml", dump_config(self.config)
-        if recipe.exists() and recipe.read_text() != text and not force:
-            raise UsageError(
-                "the output folder holds a run of another recipe",
-                where=self.folder,
-                fix="Name another output=, or add --force to begin anew and lose that run",
-            )
-        if not recipe.exists() or recipe.read_text() != text:
-            new_folder(self.folder, force=force)
-            write_atomic(recipe, text)
-
 
 class Trainer(Protocol):
     """What `train_run` drives: one unit of work between two possible checkpoints."""
 
     total: int
     mesh: jax.sharding.Mesh
+    learner: Learner
+    stream: PromptStream
 
     def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         """Does unit number `index`; returns the new state and the unit's metrics."""
 
 
-def train_run(
-    run: Run, trainer: Trainer, state: TrainState, stream: PromptStream, progress: Progress | None = None
-) -> TrainState:
-    """Takes a run from its newest checkpoint to its end.
+def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> None:
+    """Takes a run from its newest checkpoint to its end, and writes the trained model.
 
     A checkpoint is written every `save_every` units, at the end, and when the run is interrupted: what a second start
     then does is exactly what an uninterrupted run would have done.
     """
-    state, done = run.restore(state, stream)
+    learner, stream = trainer.learner, trainer.stream
+    state, done = run.restore(learner.initial_state(), stream)
     saved, position = done, stream.state()
     try:
         while done < trainer.total:
@@ -135,7 +125,7 @@ def train_run(
         if done > saved and not _donated(state):
             run.save(done, state, position)
         run.checkpoints.wait()
-    return state
+    run.export(learner.model(state.trainable))
 
 
 def _donated(state: TrainState) -> bool:

@@ -66,5 +66,4 @@ def train_sft(
         model = load_model(config.model, mesh, config.dtype, param_dtype="float32")
         learner = Learner.create(model, config, total_steps=config.steps)
         trainer = SFTTrainer(config, learner, stream, processor, mesh)
-        state = train_run(run, trainer, learner.initial_state(), stream, progress)
-        run.export(learner.model(state.trainable))
+        train_run(run, trainer, progress)

@@ -98,6 +98,30 @@ def new_folder(path: str | Path, force: bool = False) -> Path:
     return path
 
 
+def claim_folder(
+    path: str | Path, recipe: str, *, holds: str, fix: str, force: bool, name: str = "config.yaml"
+) -> Path:
+    """Makes a folder the output of a recipe, or finds that it is, and returns it.
+
+    Args:
+        recipe: the recipe's text, written to `name` before anything else.
+        holds, fix: what the folder then holds and what to do, where its recipe is another one.
+        force: begin anew in a folder of another recipe.
+
+    Raises:
+        UsageError: the folder holds another recipe's output, or whatever `new_folder` refuses.
+    """
+    folder = Path(path)
+    written = folder / name
+    if written.exists() and written.read_text() == recipe:
+        return folder
+    if written.exists() and not force:
+        raise UsageError(f"the output folder holds {holds}", where=folder, fix=fix)
+    new_folder(folder, force=force)
+    write_atomic(written, recipe)
+    return folder
+
+
 def _empty(folder: Path) -> None:
     whole = folder.resolve()
     precious = Path.cwd().is_relative_to(whole) or whole == Path.home().resolve() or (whole / ".git").exists()

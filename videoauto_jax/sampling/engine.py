@@ -68,6 +68,7 @@ class DecodeState:
         k, v: the branches' own caches.
         tokens, log_probs, sampling_log_probs: what was written; log-probs under the model and at the temperature.
         length: tokens of each branch, the stop token included.
+        first_tokens: tokens up to and including the one that closed the first answer; 0 before that.
         finish: RUNNING or why the branch ended.
         gate: the protocol automaton's state.
         keys: each branch's random key.
@@ -81,6 +82,7 @@ class DecodeState:
     log_probs: Float[Array, "B G R"]
     sampling_log_probs: Float[Array, "B G R"]
     length: Int[Array, "B G"]
+    first_tokens: Int[Array, "B G"]
     finish: Int[Array, "B G"]
     gate: gates.GateState
     keys: UInt32[Array, "B G"]
@@ -126,6 +128,7 @@ def start(
         log_probs=written,
         sampling_log_probs=written,
         length=zeros,
+        first_tokens=zeros,
         finish=zeros,
         gate=gates.init((rows, branches)),
         keys=keys,
@@ -162,7 +165,8 @@ def _write(state: DecodeState, automaton: Automaton, settings: Settings) -> tupl
     token, log_prob, sampling_log_prob = _sample(state, settings.temperature)
     gate = gates.advance(automaton, state.gate, token, log_prob, active)
     length = state.length + active
-    confident = gates.first_closed(automaton, gate) & (gate.confidence >= settings.threshold)
+    closed = gates.first_closed(automaton, gate)
+    confident = closed & (gate.confidence >= settings.threshold)
     reasons = [
         (~jnp.all(jnp.isfinite(state.logits), axis=-1), FAILED),
         (jnp.any(token[..., None] == settings.stop_ids, axis=-1), STOPPED),
@@ -177,6 +181,7 @@ def _write(state: DecodeState, automaton: Automaton, settings: Settings) -> tupl
         log_probs=put(state.log_probs, log_prob),
         sampling_log_probs=put(state.sampling_log_probs, sampling_log_prob),
         length=length,
+        first_tokens=jnp.where(closed & (state.first_tokens == 0), length, state.first_tokens),
         finish=jnp.where(active, finish, state.finish),
         gate=gate,
     )

@@ -15,8 +15,6 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol.automaton import compile_automaton
-from videoauto_jax.protocol.confidence import replay
-from videoauto_jax.protocol.reader import Mark
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, Mode, make_answer
 
@@ -133,7 +131,7 @@ class Sampler:
         )
 
     def _answers(self, state: engine.DecodeState, count: int) -> list[list[Answer]]:
-        fields = ("tokens", "log_probs", "sampling_log_probs", "length", "finish")
+        fields = ("tokens", "log_probs", "sampling_log_probs", "length", "first_tokens", "finish")
         host = jax.device_get({name: getattr(state, name) for name in fields} | {"confidence": state.gate.confidence})
         groups = host["tokens"].shape[1]
         return [[self._answer(host, b, g) for g in range(groups)] for b in range(count)]
@@ -141,8 +139,6 @@ class Sampler:
     def _answer(self, host: dict[str, np.ndarray], b: int, g: int) -> Answer:
         length = int(host["length"][b, g])
         tokens = host["tokens"][b, g, :length]
-        marks = [marks for marks, _ in replay(self.automaton, tokens)]
-        closed = next((i + 1 for i, mark in enumerate(marks) if mark & Mark.CLOSES_FIRST), length)
         return make_answer(
             self.processor.decode(tokens),
             tokens,
@@ -150,7 +146,7 @@ class Sampler:
             host["sampling_log_probs"][b, g, :length],
             float(host["confidence"][b, g]),
             int(host["finish"][b, g]),
-            closed,
+            int(host["first_tokens"][b, g]) or length,
         )
 
 

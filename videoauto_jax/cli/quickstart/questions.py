@@ -108,7 +108,7 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
     steps = "; ".join(f"{s} {lamp}" for s, lamp in enumerate(scene.lamp))
     thought = f"{steps}. First {', '.join(asked)}, so {letter}."
     question = f"In which order does the lamp first show {named}?"
-    return _choice("reasoning", "order", question, options, letter, thought)
+    return _choice("order", question, options, letter, thought)
 
 
 def still_colour(scene: Scene, second: int) -> Item:
@@ -170,10 +170,10 @@ def _look(skill: str, answer: str) -> Item:
     return Item("look", skill, "lessons", fields, "exact_match", answer, (), "")
 
 
-def _choice(kind: str, skill: str, question: str, options: list[str], letter: str, thought: str) -> Item:
+def _choice(skill: str, question: str, options: list[str], letter: str, thought: str) -> Item:
     fields = _videor1(question, "multiple choice", options, letter)
     wrong = _others(LETTERS[: len(options)], letter)
-    return Item(kind, skill, "videor1", fields, "exact_match", letter, wrong, thought)
+    return Item("reasoning", skill, "videor1", fields, "exact_match", letter, wrong, thought)
 
 
 def _word(skill: str, question: str, answer: str, plausible: Sequence[str], thought: str) -> Item:

@@ -11,8 +11,7 @@ from videoauto_jax.cli.quickstart.spec import WorldSpec
 from videoauto_jax.cli.quickstart.stages import Quickstart
 from videoauto_jax.cli.quickstart.tiny import TinySpec
 from videoauto_jax.config import dump_config
-from videoauto_jax.errors import UsageError
-from videoauto_jax.files import new_folder, write_atomic
+from videoauto_jax.files import claim_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +38,7 @@ class QuickstartConfig:
 
 
 CONFIG = QuickstartConfig
+RECIPE = "quickstart.yaml"
 HELP = "Makes a video world and a tiny Qwen3-VL, trains it with GRPO, evaluates and reports: minutes on a CPU."
 
 
@@ -54,19 +54,15 @@ def run(config: QuickstartConfig, *, force: bool) -> None:
 def _claim(config: QuickstartConfig, force: bool) -> Path:
     """The run's folder; a finished run of other settings steps aside, an unfinished one is not touched."""
     folder, text = Path(config.output), dump_config(config)
-    recipe = folder / "quickstart.yaml"
-    if recipe.exists() and recipe.read_text() == text:
-        return folder
-    if recipe.exists() and (folder / "summary.json").exists() and not force:
+    recipe = folder / RECIPE
+    other = recipe.exists() and recipe.read_text() != text
+    if other and (folder / "summary.json").exists() and not force:
         aside = _free_name(folder, json.loads((folder / "summary.json").read_text())["seed"])
         folder.rename(aside)
         show(f"the finished run of other settings is in [bold]{escape(str(aside))}[/] now")
-    elif recipe.exists() and not force:
-        fix = "Finish it with the command it began with, name another output=, or lose it with --force"
-        raise UsageError("the output folder holds an unfinished quickstart of other settings", where=folder, fix=fix)
-    new_folder(folder, force=force)
-    write_atomic(recipe, text)
-    return folder
+    fix = "Finish it with the command it began with, name another output=, or lose it with --force"
+    holds = "an unfinished quickstart of other settings"
+    return claim_folder(folder, text, holds=holds, fix=fix, force=force, name=RECIPE)
 
 
 def _free_name(folder: Path, seed: int) -> Path:
