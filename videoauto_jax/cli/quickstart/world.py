@@ -2,7 +2,7 @@
 
     videos/, images/               media of all splits
     train/, heldout/, warmup/      videor1.json, longvideoreason.json, charades.json, nextgqa.json, virl.json, dapo.json
-    look/                          lessons.json: what every train video shows, before any question is asked
+    lamp/, look/                   lessons.json: what every train video shows, first of one thing, then of everything
     world.json                     what the folder was made from
 
 `warmup` holds the questions of `train`, each with a demonstration in the field `response`. Train and held-out media
@@ -30,7 +30,7 @@ from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.errors import UsageError
 from videoauto_jax.files import write_atomic, write_json
 
-SPLITS = ("train", "heldout", "warmup", "look")
+SPLITS = ("train", "heldout", "warmup", "lamp", "look")
 # Annotation file -> loader of its shape, folder of its media.
 SOURCES = {
     "videor1": ("VideoR1", "videos"),
@@ -75,7 +75,10 @@ def make_world(
         if split == "train":
             draw = partial(demonstration, rng=np.random.default_rng([seed, len(RANGES)]), mix=spec.mix)
             _write_annotations(folder / "warmup", asked, draw)
-            _write_annotations(folder / "look", lessons(media), lambda item: item.answer)
+            taught = list(lessons(media))
+            first = [asked for asked in taught if asked[1].skill == "lamp"]
+            _write_annotations(folder / "lamp", first, lambda item: item.answer)
+            _write_annotations(folder / "look", taught, lambda item: item.answer)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
 
