@@ -1,13 +1,7 @@
-"""HF folders in and out: one table, read in both directions.
+"""HF folders in and out."""
 
-A row says which HF tensor is which parameter of ours and how their axes correspond, as an einops pattern from HF's
-order to ours. `{i}` counts the layers that ours stacks along a leading axis.
-"""
-
-import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,122 +17,13 @@ from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import QwenVLConfig, read_config
 from videoauto_jax.models.partition import parameter_spec
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
-
-_TEXT = "model.language_model.layers.{i}."
-_BLOCK = "model.visual.blocks.{i}."
-_DEEPSTACK = "model.visual.deepstack_merger_list.{i}."
-
-TABLE: tuple[tuple[str, str, str], ...] = (
-    ("model.language_model.embed_tokens.weight", "text/embed/embedding", "v d -> v d"),
-    (_TEXT + "input_layernorm.weight", "text/layers/attention_norm/scale", "d -> d"),
-    (_TEXT + "self_attn.q_proj.weight", "text/layers/attention/q/kernel", "(n h) d -> d n h"),
-    (_TEXT + "self_attn.k_proj.weight", "text/layers/attention/k/kernel", "(n h) d -> d n h"),
-    (_TEXT + "self_attn.v_proj.weight", "text/layers/attention/v/kernel", "(n h) d -> d n h"),
-    (_TEXT + "self_attn.o_proj.weight", "text/layers/attention/o/kernel", "d (n h) -> n h d"),
-    (_TEXT + "self_attn.q_norm.weight", "text/layers/attention/q_norm/scale", "h -> h"),
-    (_TEXT + "self_attn.k_norm.weight", "text/layers/attention/k_norm/scale", "h -> h"),
-    (_TEXT + "post_attention_layernorm.weight", "text/layers/mlp_norm/scale", "d -> d"),
-    (_TEXT + "mlp.gate_proj.weight", "text/layers/mlp/gate/kernel", "f d -> d f"),
-    (_TEXT + "mlp.up_proj.weight", "text/layers/mlp/up/kernel", "f d -> d f"),
-    (_TEXT + "mlp.down_proj.weight", "text/layers/mlp/down/kernel", "d f -> f d"),
-    ("model.language_model.norm.weight", "text/norm/scale", "d -> d"),
-    ("lm_head.weight", "head/kernel", "v d -> d v"),
-    ("model.visual.patch_embed.proj.weight", "vision/patch_embed/kernel", "d c t h w -> (c t h w) d"),
-    ("model.visual.patch_embed.proj.bias", "vision/patch_embed/bias", "d -> d"),
-    ("model.visual.pos_embed.weight", "vision/position_embed/embedding", "p d -> p d"),
-    (_BLOCK + "norm1.weight", "vision/blocks/norm1/scale", "d -> d"),
-    (_BLOCK + "norm1.bias", "vision/blocks/norm1/bias", "d -> d"),
-    (_BLOCK + "attn.qkv.weight", "vision/blocks/attention/qkv/kernel", "(c n h) d -> d c n h"),
-    (_BLOCK + "attn.qkv.bias", "vision/blocks/attention/qkv/bias", "(c n h) -> c n h"),
-    (_BLOCK + "attn.proj.weight", "vision/blocks/attention/proj/kernel", "d (n h) -> n h d"),
-    (_BLOCK + "attn.proj.bias", "vision/blocks/attention/proj/bias", "d -> d"),
-    (_BLOCK + "norm2.weight", "vision/blocks/norm2/scale", "d -> d"),
-    (_BLOCK + "norm2.bias", "vision/blocks/norm2/bias", "d -> d"),
-    (_BLOCK + "mlp.linear_fc1.weight", "vision/blocks/mlp/fc1/kernel", "f d -> d f"),
-    (_BLOCK + "mlp.linear_fc1.bias", "vision/blocks/mlp/fc1/bias", "f -> f"),
-    (_BLOCK + "mlp.linear_fc2.weight", "vision/blocks/mlp/fc2/kernel", "d f -> f d"),
-    (_BLOCK + "mlp.linear_fc2.bias", "vision/blocks/mlp/fc2/bias", "d -> d"),
-    *(
-        (hf + f"{theirs}.{tensor}", f"{ours}/{module}/{leaf}", pattern)
-        for hf, ours in (("model.visual.merger.", "merger"), (_DEEPSTACK, "deepstack_mergers"))
-        for theirs, module in (("norm", "norm"), ("linear_fc1", "fc1"), ("linear_fc2", "fc2"))
-        for tensor, leaf, pattern in (
-            ("weight", "scale" if module == "norm" else "kernel", "d -> d" if module == "norm" else "f d -> d f"),
-            ("bias", "bias", "d -> d"),
-        )
-    ),
-)
+from videoauto_jax.models.weights import Row, rows
 
 SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
               "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
               "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # fmt: skip
 
 _MIXED = "Use the config.json and all weights of one checkpoint"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One parameter of ours and the HF tensors that make it.
-
-    Attributes:
-        keys: names of the HF tensors, one per layer if `stacked`.
-        path: our parameter.
-        pattern: axes of an HF tensor and of ours, without the layer axis.
-        stacked: ours has a leading layer axis.
-        sizes: of those axes in `pattern` that the tensors alone do not tell.
-    """
-
-    keys: tuple[str, ...]
-    path: str
-    pattern: str
-    stacked: bool
-    sizes: dict[str, int]
-
-    def to_ours(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """HF tensors, one per stacked layer, to our array."""
-        arrays = [rearrange(tensor, self.pattern, **self.sizes) for tensor in tensors]
-        return np.stack(arrays) if self.stacked else arrays[0]
-
-    def to_hf(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Our array to named HF tensors."""
-        for key, layer in zip(self.keys, array if self.stacked else array[None]):
-            yield key, np.ascontiguousarray(self._reversed(layer))
-
-    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that each HF tensor has if our array has `shape`."""
-        return self._reversed(np.broadcast_to(np.False_, shape[1:] if self.stacked else shape)).shape
-
-    def _reversed(self, layer: np.ndarray) -> np.ndarray:
-        theirs, ours = self.pattern.split(" -> ")
-        return rearrange(layer, f"{ours} -> {theirs}", **self.sizes)
-
-
-def rows(config: QwenVLConfig) -> list[Row]:
-    """The table for one model: keys written out, head and patch sizes known."""
-    text, vision = config.text, config.vision
-    counts = {_TEXT: text.num_layers, _BLOCK: vision.depth, _DEEPSTACK: len(vision.deepstack_layers)}
-    made = []
-    for key, path, pattern in TABLE:
-        if path == "head/kernel" and text.tied_head:
-            continue
-        count = next((n for prefix, n in counts.items() if key.startswith(prefix)), None)
-        keys = (key,) if count is None else tuple(key.format(i=i) for i in range(count))
-        made.append(Row(keys, path, pattern, count is not None, _sizes(config, path)))
-    return made
-
-
-def _sizes(config: QwenVLConfig, path: str) -> dict[str, int]:
-    vision = config.vision
-    if path.startswith("text/layers/attention/"):
-        return {"h": config.text.head_dim}
-    if path.startswith("vision/blocks/attention/qkv"):
-        return {"c": 3, "h": vision.head_dim}
-    if path.startswith("vision/blocks/attention/proj/kernel"):
-        return {"h": vision.head_dim}
-    if path == "vision/patch_embed/kernel":
-        side = vision.patch_size
-        return {"c": vision.in_channels, "t": vision.temporal_patch_size, "h": side, "w": side}
-    return {}
 
 
 def load_model(
@@ -181,7 +66,8 @@ def _place(row: Row, tensors: "_Tensors", wanted: jax.ShapeDtypeStruct, mesh: ja
     for key, tensor in zip(row.keys, found):
         if tensor.shape != shape:
             raise ModelError(f"{key} is {tensor.shape}, config.json asks for {shape}", where=tensors.folder, fix=_MIXED)
-    array = row.to_ours(found).astype(wanted.dtype)
+    layers = [rearrange(tensor, row.pattern, **row.sizes) for tensor in found]
+    array = (np.stack(layers) if row.stacked else layers[0]).astype(wanted.dtype)
     if mesh is None:
         return jnp.asarray(array)
     spec = parameter_spec(row.path, array.shape, mesh)

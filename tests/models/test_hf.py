@@ -157,7 +157,7 @@ def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):
     shutil.copy(tiny_folder / "config.json", tmp_path)
     with pytest.raises(ModelError, match="no safetensors files"):
         load_model(tmp_path)
-    for text, message in (("{", "does not parse"), ("[]", "not a JSON object"), ("{}", "architecture None")):
+    for text, message in (("{", "broken JSON"), ("[]", "not a JSON object"), ("{}", "architecture None")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ModelError, match=message):
             load_model(tmp_path)

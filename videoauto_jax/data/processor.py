@@ -19,6 +19,7 @@ from videoauto_jax.data.resize import ResizeMode
 from videoauto_jax.data.settings import VisionSettings, read_settings
 from videoauto_jax.data.tokenizer import chat_template, load_tokenizer, resolve_folder
 from videoauto_jax.data.visuals import Visual, load_visual
+from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, ModelError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.rope import Convention, mrope_positions, next_position
@@ -120,11 +121,10 @@ class Processor:
         token_ids = chat.repeat_pads(token_ids, counts, (self.image_token_id, self.video_token_id))
         self._check_length(token_ids, messages)
         positions = self._positions(token_ids, visuals)
-        is_visual = np.isin(token_ids, (self.image_token_id, self.video_token_id))
         return Encoded(
             token_ids=token_ids,
             positions=positions,
-            vision_index=np.where(is_visual, np.cumsum(is_visual) - 1, -1).astype(np.int32),
+            vision_index=self._vision_index(token_ids, visuals),
             vision=concatenate_vision([visual.vision for visual in visuals]),
             next_position=next_position(positions),
             text=text,
@@ -147,6 +147,15 @@ class Processor:
             visual = load_visual(item, self.settings, self.resize, self.video_threads)
             self._cache.put(key, visual)
         return visual
+
+    def _vision_index(self, token_ids: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
+        settings, index, used = self.settings, np.full(len(token_ids), -1, np.int32), 0
+        rows = [np.zeros(0, np.int32)]
+        for visual in visuals:
+            rows.append(used + token_rows(visual.grid, settings.window, settings.merge_size))
+            used += len(rows[-1])
+        index[np.isin(token_ids, (self.image_token_id, self.video_token_id))] = np.concatenate(rows)
+        return index
 
     def _positions(self, token_ids: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
         return mrope_positions(

@@ -12,7 +12,7 @@ from videoauto_jax.data.resize import ResizeMode, resize_frame
 from videoauto_jax.data.settings import VisionSettings
 from videoauto_jax.data.video import VideoReader
 from videoauto_jax.data.vision import VideoPlan, plan_frames, plan_image, plan_video
-from videoauto_jax.errors import DataError, ModelError
+from videoauto_jax.errors import DataError
 from videoauto_jax.models.inputs import VisionInputs
 
 _SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
@@ -73,10 +73,7 @@ def load_visual(item: Mapping, settings: VisionSettings, resize: ResizeMode = "u
 
     Raises:
         MediaError: the visual cannot be read or does not fit its budget.
-        ModelError: a model family whose vision tower is not built yet.
     """
-    if settings.family != "qwen3_vl":
-        raise ModelError(f"images and videos for {settings.family} are not built yet", fix="Use a Qwen3-VL checkpoint")
     kind = visual_kind(item)
     source = visual_source(item, kind)
     item = settings.with_budget(item, kind)
@@ -120,4 +117,5 @@ def _read_list(source, item, settings, resize) -> tuple[VideoPlan, list[np.ndarr
 
 
 def _pack(frames: list[np.ndarray], settings: VisionSettings) -> VisionInputs:
-    return pack_frames(np.stack(frames), settings.patch_size, settings.position_side, settings.merge_size)
+    sizes = settings.patch_size, settings.position_side, settings.merge_size, settings.window
+    return pack_frames(np.stack(frames), *sizes)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.visuals import load_visual
+from videoauto_jax.data.windows import token_rows
 from videoauto_jax.kernels.attention import self_attention
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.rotary import text_rotary
@@ -19,6 +20,9 @@ from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # models this small only wait for each other's threads
 BUDGET = {"min_pixels": 4 * 1024, "max_pixels": 16 * 1024, "total_pixels": 64 * 1024}
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 RNG = np.random.default_rng(0)
 
 
@@ -43,6 +47,7 @@ CASES = {
     "image": user(image(100, 70), "What is it?"),
     "two images": user(image(64, 64), "and", image(40, 130), "Which?"),
     "video": user(video(5, 90, 60), "What happens?"),  # an odd number of frames
+    "two videos": user(video(4, 64, 64), video(9, 50, 120), "Which?"),
     "image and video": user("First", image(70, 50), "then", video(6, 64, 96), "What happens in the video?"),
 }
 
@@ -50,18 +55,18 @@ CASES = {
 forward = jax.jit(lambda model, inputs: model(inputs))
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_folder, tiny_model, tiny_processor):
-    """Our model and theirs from one folder, with its processor."""
-    return tiny_model, theirs(tiny_folder), tiny_processor
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, checkpoint):
+    """Our model and theirs from one folder, with its processor, which numbers positions as transformers 5 does."""
+    folder = checkpoint(request.param, tied=request.param == "qwen3_vl")
+    return load_model(folder, dtype="float32"), theirs(folder), load_processor(folder, position_convention="hf")
 
 
 def theirs(folder):
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def torch_inputs(messages, processor):
@@ -73,13 +78,20 @@ def torch_inputs(messages, processor):
     for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         visuals = [load_visual(item, processor.settings) for item in items if item["type"] == kind]
         if visuals:
-            inputs[pixels] = torch.cat([normalised(visual.vision.patches) for visual in visuals])
+            inputs[pixels] = torch.cat([pixel_values(visual, processor.settings) for visual in visuals])
             inputs[f"{kind}_grid_thw"] = torch.tensor([visual.grid for visual in visuals])
+        if visuals and kind == "video" and processor.settings.family == "qwen2_5_vl":
+            inputs["second_per_grid_ts"] = torch.tensor([visual.second_per_grid for visual in visuals])
     return inputs
 
 
-def normalised(patches):
-    return torch.tensor((patches.astype(np.float32) - 127.5) / 127.5)
+def pixel_values(visual, settings):
+    """Normalised patches, row by row within each frame as transformers takes them."""
+    mean, std = CLIP if settings.family == "qwen2_5_vl" else HALF
+    fours = visual.vision.patches.reshape(-1, 4 * visual.vision.patches.shape[1])
+    fours = fours[token_rows(visual.grid, settings.window)]
+    pixels = fours.reshape(-1, 3, 2 * settings.patch_size**2).astype(np.float32) / 255
+    return torch.tensor((pixels - np.float32(mean)[:, None]) / np.float32(std)[:, None]).flatten(1)
 
 
 def their_logits(model, inputs):
@@ -120,13 +132,16 @@ def test_the_vision_tower_and_its_mergers(pair):
     ours, reference, processor = pair
     visual = load_visual(CASES["video"][0]["content"][0], processor.settings)
     with torch.no_grad():
-        found = reference.model.visual(normalised(visual.vision.patches), torch.tensor([visual.grid]))
+        pixels = pixel_values(visual, processor.settings)
+        found = reference.model.visual(pixels, torch.tensor([visual.grid]))
     features = jax.jit(lambda model, vision: model.encode_vision(vision))(ours, visual.vision)
     merged = ours.merge_vision(features)
-    np.testing.assert_allclose(features.last, found.last_hidden_state.numpy(), atol=1e-5)
-    np.testing.assert_allclose(merged.slots, found.pooler_output.numpy(), atol=1e-5)
-    assert len(found.deepstack_features) == len(merged.deepstack) == 2
-    for mine, expected in zip(merged.deepstack, found.deepstack_features):
+    rows = token_rows(visual.grid, processor.settings.window)
+    np.testing.assert_allclose(features.last, found.last_hidden_state.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(merged.slots[rows], found.pooler_output.numpy(), atol=1e-5)
+    deepstack = getattr(found, "deepstack_features", [])
+    assert len(deepstack) == len(merged.deepstack) == len(ours.config.vision.deepstack_layers)
+    for mine, expected in zip(merged.deepstack, deepstack):
         np.testing.assert_allclose(mine, expected.numpy(), atol=1e-5)
 
 
@@ -141,7 +156,7 @@ def test_one_decoder_layer(pair, index):
         rotary = text.rotary_emb(torch.tensor(x), torch.tensor(positions).long())
         mask = torch.full((9, 9), -torch.inf).triu(1)[None, None]
         expected = text.layers[index](torch.tensor(x), position_embeddings=rotary, attention_mask=mask).numpy()
-    mine = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
+    mine = text_rotary(positions, config)
     for found, their in zip(mine, rotary):
         np.testing.assert_allclose(found, their.numpy(), atol=1e-5)
     graph, weights = nnx.split(ours.text.layers)
