@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from videoauto_jax.models.config import TextConfig
+from videoauto_jax.models.experts import MixtureOfExperts
 from videoauto_jax.models.layers import EMBED_INIT, Projection, rms_norm, stack
 from videoauto_jax.models.partition import constrain
 from videoauto_jax.models.rotary import Rotary, rotate, text_rotary
@@ -64,7 +65,7 @@ class DecoderLayer(nnx.Module):
         self.attention_norm = rms_norm(config.hidden_size, config.norm_eps, **options)
         self.attention = SelfAttention(config, **options)
         self.mlp_norm = rms_norm(config.hidden_size, config.norm_eps, **options)
-        self.mlp = Mlp(config, **options)
+        self.mlp = MixtureOfExperts(config, **options) if config.experts else Mlp(config, **options)
 
     def __call__(self, x: Array, rotary: Rotary, attention: Attention, cache: Any) -> tuple[Array, Any]:
         out, yielded = self.attention(self.attention_norm(x), rotary, attention, cache)

@@ -45,13 +45,13 @@ _DENSE: tuple[Rule, ...] = (
 )
 _EXPERTS: tuple[Rule, ...] = (
     ("layers.{i}.mlp.gate.weight", "text/layers/mlp/router/kernel", "e d -> d e"),
-    ("layers.{i}.mlp.experts.gate_up_proj", "text/layers/mlp/gate_up/kernel", "e d (c f) -> e c d f"),
-    ("layers.{i}.mlp.experts.down_proj", "text/layers/mlp/down/kernel", "e f d -> e f d"),
+    ("layers.{i}.mlp.experts.gate_up_proj", "text/layers/mlp/experts/gate_up/kernel", "e d (c f) -> e c d f"),
+    ("layers.{i}.mlp.experts.down_proj", "text/layers/mlp/experts/down/kernel", "e f d -> e f d"),
 )
 # What transformers 5 writes of a model that it made itself; released files and 4.57 have the order above.
 _TRANSPOSED = {
-    "text/layers/mlp/gate_up/kernel": "e (c f) d -> e c d f",
-    "text/layers/mlp/down/kernel": "e d f -> e f d",
+    "text/layers/mlp/experts/gate_up/kernel": "e (c f) d -> e c d f",
+    "text/layers/mlp/experts/down/kernel": "e d f -> e f d",
 }
 _ATTENTION: tuple[Rule, ...] = (
     ("blocks.{i}.attn.qkv.weight", "vision/blocks/attention/qkv/kernel", "(c n h) d -> d c n h"),
@@ -166,7 +166,7 @@ def _sizes(config: QwenVLConfig, path: str) -> dict[str, int]:
     vision = config.vision
     if path.startswith("text/layers/attention/"):
         return {"h": config.text.head_dim}
-    if path == "text/layers/mlp/gate_up/kernel":
+    if path == "text/layers/mlp/experts/gate_up/kernel":
         return {"c": 2}
     if path.startswith("vision/blocks/attention/qkv"):
         return {"c": 3, "h": vision.head_dim}

@@ -12,7 +12,7 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.partition import BATCH_AXES
 
 Tree = TypeVar("Tree")
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "expert", "tensor", "context")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,14 @@ class MeshConfig:
     Attributes:
         data: copies of the weights, each with its own rows.
         fsdp: shards of the weights; rows are split over it too.
+        expert: shards of a layer's experts (mixture of experts); rows are split over it too.
         tensor: shards of heads and feed-forward width.
         context: shards of a long sequence.
     """
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1
     tensor: int = 1
     context: int = 1
 

@@ -98,6 +98,7 @@ def concatenate_vision(parts: Sequence[VisionInputs]) -> VisionInputs | None:
 
 def pad_vision(vision: VisionInputs, size: int) -> VisionInputs:
     """The same visuals in `size` patches; padding is 0 everywhere, so belongs to segment 0 and weighs nothing."""
+
     def padded(array: ndarray | None, axis: int = 0) -> ndarray | None:
         if array is None:
             return None
