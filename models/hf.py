@@ -1,22 +1,22 @@
 """HF folders in and out."""
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from videoauto_jax.errors import ModelError
-from videoauto_jax.models.config import QwenVLConfig, read_config
-from videoauto_jax.models.partition import parameter_spec
+from videoauto_jax.models.config import QwenVLConfig, read_config, read_json
+from videoauto_jax.models.placing import gather, place
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
+from videoauto_jax.models.tensor_files import INDEX, StoredTensor, Written, stored_tensors, write_file
 from videoauto_jax.models.weights import Row, rows
 
 SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
@@ -29,7 +29,7 @@ _MIXED = "Use the config.json and all weights of one checkpoint"
 def load_model(
     folder: str | Path, mesh: jax.sharding.Mesh | None = None, dtype: str = "bfloat16", param_dtype: str | None = None
 ) -> QwenVL:
-    """An HF folder as a model, every parameter placed straight into its sharding.
+    """An HF folder as a model, every parameter streamed straight into its sharding.
 
     Args:
         folder: HF model folder (config.json, safetensors).
@@ -42,16 +42,13 @@ def load_model(
     """
     folder = Path(folder)
     config = read_config(folder)
-    stored = jnp.dtype(param_dtype or dtype)
-    model = abstract_model(config, dtype, stored)
-    graph, state = nnx.split(model)
-    wanted = parameter_paths(state)
-    with _Tensors(folder) as tensors:
-        table = rows(config)
-        tensors.check_keys({key for row in table for key in row.keys}, tied=config.text.tied_head)
-        arrays = {row.path: _place(row, tensors, wanted[row.path], mesh) for row in table}
+    graph, state = nnx.split(abstract_model(config, dtype, jnp.dtype(param_dtype or dtype)))
+    wanted, stored = parameter_paths(state), stored_tensors(folder)
+    table = rows(config, transposed_experts=_transposed_experts(config, stored, folder))
+    _check(table, wanted, stored, folder, tied=config.text.tied_head)
     for path, leaf in nnx.to_flat_state(state):
-        leaf.set_value(arrays["/".join(map(str, path))])
+        row = next(row for row in table if row.path == "/".join(map(str, path)))
+        leaf.set_value(place(row, [stored[key] for key in row.keys], wanted[row.path], mesh))
     return nnx.merge(graph, state)
 
 
@@ -61,80 +58,112 @@ def abstract_model(config: QwenVLConfig, dtype: str, param_dtype: str) -> QwenVL
     return nnx.eval_shape(make)
 
 
-def _place(row: Row, tensors: "_Tensors", wanted: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh | None) -> jax.Array:
-    found, shape = [tensors.read(key) for key in row.keys], row.hf_shape(wanted.shape)
-    for key, tensor in zip(row.keys, found):
-        if tensor.shape != shape:
-            raise ModelError(f"{key} is {tensor.shape}, config.json asks for {shape}", where=tensors.folder, fix=_MIXED)
-    layers = [rearrange(tensor, row.pattern, **row.sizes) for tensor in found]
-    array = (np.stack(layers) if row.stacked else layers[0]).astype(wanted.dtype)
-    if mesh is None:
-        return jnp.asarray(array)
-    spec = parameter_spec(row.path, array.shape, mesh)
-    return jax.make_array_from_callback(array.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: array[index])
+def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], folder: Path, tied: bool) -> None:
+    """Every tensor is there, none is left, all have the shapes that the config asks for."""
+    keys = {key for row in table for key in row.keys}
+    found = set(stored) - ({"lm_head.weight"} if tied else set())
+    for what, wrong in (("missing", keys - found), ("unexpected", found - keys)):
+        if wrong:
+            shown = ", ".join(sorted(wrong)[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise ModelError(f"{what} weights: {shown}", where=folder, fix=_MIXED)
+    for row in table:
+        shape = row.hf_shape(wanted[row.path].shape)
+        for key in row.keys:
+            if stored[key].shape != shape:
+                what = f"{key} is {stored[key].shape}, config.json asks for {shape}"
+                raise ModelError(what, where=stored[key].file, fix=_MIXED)
 
 
-class _Tensors:
-    """The safetensors files of a folder as one mapping."""
+def _transposed_experts(config: QwenVLConfig, stored: dict[str, StoredTensor], where: object) -> bool:
+    """Whether experts are stored as transformers 5 writes them; their shapes tell.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ModelError("no safetensors files", where=folder, fix="Download the model's weights into this folder")
-        self._open, self._where = [], {}
-        for file in files:
-            try:
-                handle = safe_open(file, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"unreadable weights: {error}", where=file, fix="Download this file again") from None
-            self._open.append(handle)
-            self._where.update(dict.fromkeys(handle.keys(), handle))
-
-    def __enter__(self) -> "_Tensors":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.clear()
-        self._where.clear()
-
-    def read(self, key: str) -> np.ndarray:
-        return self._where[key].get_tensor(key)
-
-    def check_keys(self, wanted: set[str], tied: bool) -> None:
-        found = set(self._where) - ({"lm_head.weight"} if tied else set())
-        for what, keys in (("missing", wanted - found), ("unexpected", found - wanted)):
-            if keys:
-                shown = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-                raise ModelError(f"{what} weights: {shown}", where=self.folder, fix=_MIXED)
+    Raises:
+        ModelError: both layouts have the same shapes.
+    """
+    experts, width = config.text.experts, config.text.hidden_size
+    if experts is None:
+        return False
+    if width in (experts.intermediate_size, 2 * experts.intermediate_size):
+        what = f"hidden_size {width} does not tell the two layouts of expert weights apart"
+        raise ModelError(
+            what, where=where, fix="Use a checkpoint whose moe_intermediate_size is not a half or all of it"
+        )
+    shape = (experts.count, 2 * experts.intermediate_size, width)
+    return any(key.endswith("experts.gate_up_proj") and tensor.shape == shape for key, tensor in stored.items())
 
 
 def save_model(
-    model: QwenVL, folder: str | Path, like: str | Path, *, dtype: str | None = None, max_shard_size: str = "5GB"
+    model: QwenVL, folder: str | Path, like: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None
 ) -> None:
     """Writes an HF folder that transformers, vLLM and SGLang load.
 
     Args:
-        model: the model; its parameters are gathered to the host one by one.
+        model: the model; its parameters are gathered to the host layer by layer.
         folder: where to write; created.
-        like: the HF folder this model comes from, source of config, tokenizer and processor files.
-        dtype: dtype of the written tensors, by default the parameters' own.
-        max_shard_size: size at which a safetensors file is full.
+        like: the HF folder this model comes from, source of config, tokenizer and processor files, of the layout of
+            expert weights, and of the distribution over files.
+        dtype: dtype of the written tensors, by default the parameters' own; `like`: each as in that folder.
+        max_shard_size: size at which a safetensors file is full, by default as in `like`, or 5GB.
     """
     folder, like = Path(folder), Path(like)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = parameter_paths(model)
-    tensors: dict[str, np.ndarray] = {}
-    for row in rows(model.config):
-        array = np.asarray(jax.device_get(arrays[row.path]))
-        tensors.update(row.to_hf(array.astype(jnp.dtype(dtype)) if dtype else array))
-    write_tensors(tensors, folder, max_shard_size)
+    stored = stored_tensors(like) if any(like.glob("*.safetensors")) else {}
+    written = list(_written(model, stored, dtype, like))
     for name in SIDE_FILES:
         if (like / name).exists() and not folder.samefile(like):
             shutil.copy(like / name, folder / name)
-    facts = _with_dtype(json.loads((like / "config.json").read_text()), str(next(iter(tensors.values())).dtype))
+    _write_shards(written, folder, _plan(written, stored, max_shard_size))
     # Last: a folder with a config.json is whole.
-    _write_text(folder / "config.json", json.dumps(facts, indent=2) + "\n")
+    text, facts = (like / "config.json").read_text(encoding="utf-8"), read_json(like / "config.json")
+    own = str(written[0][2])
+    if dtype != "like" and (facts.get("dtype") or facts.get("torch_dtype")) != own:
+        text = json.dumps(_with_dtype(facts, own), indent=2) + "\n"
+    _write_text(folder / "config.json", text)
+
+
+def _written(model: QwenVL, stored: dict[str, StoredTensor], dtype: str | None, like: Path) -> Iterable[Written]:
+    """Every HF tensor of the model, to be made when its turn comes."""
+    arrays = parameter_paths(model)
+    for row in rows(model.config, transposed_experts=_transposed_experts(model.config, stored, like)):
+        array = arrays[row.path]
+        shape = row.hf_shape(array.shape)
+        for layer, key in enumerate(row.keys):
+            own = stored[key].dtype if dtype == "like" else jnp.dtype(dtype or array.dtype)
+            make = lambda row=row, array=array, layer=layer: row.reversed(gather(array, layer if row.stacked else None))  # noqa: E731
+            yield key, shape, np.dtype(own), make
+
+
+def _plan(written: list[Written], stored: dict[str, StoredTensor], max_shard_size: str | None) -> dict[str, list[str]]:
+    """File name -> its keys."""
+    keys = [key for key, *_ in written]
+    if max_shard_size is None and stored and all(key in stored for key in keys):
+        by_file = lambda key: stored[key].file.name  # noqa: E731
+        return {name: list(group) for name, group in itertools.groupby(sorted(keys, key=by_file), by_file)}
+    sizes = {key: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for key, shape, dtype, _ in written}
+    return split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size or "5GB",
+    ).filename_to_tensors
+
+
+def _write_shards(written: list[Written], folder: Path, plan: dict[str, list[str]]) -> None:
+    tensors = {tensor[0]: tensor for tensor in written}
+    for file, keys in plan.items():
+        write_file(folder / file, [tensors[key] for key in keys])
+    if list(plan) == ["model.safetensors"]:
+        return
+    total = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for _, shape, dtype, _ in written)
+    weight_map = {key: file for file, keys in plan.items() for key in keys}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: str = "5GB") -> None:
+    """Writes `model*.safetensors` and, if there are several, their index."""
+    written = [(key, array.shape, array.dtype, lambda array=array: array) for key, array in tensors.items()]
+    _write_shards(written, folder, _plan(written, {}, max_shard_size))
 
 
 def _with_dtype(facts: dict, dtype: str) -> dict:
@@ -144,24 +173,7 @@ def _with_dtype(facts: dict, dtype: str) -> dict:
     return {key: value for key, value in facts.items() if key != "torch_dtype"} | parts | {"dtype": dtype}
 
 
-def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: str = "5GB") -> None:
-    """Writes `model*.safetensors` and, if there are several, their index."""
-    plan = split_state_dict_into_shards_factory(
-        tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    for file, keys in plan.filename_to_tensors.items():
-        temporary = folder / f".{file}.tmp"
-        save_file({key: tensors[key] for key in keys}, temporary, metadata={"format": "pt"})
-        temporary.rename(folder / file)
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-
-
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)

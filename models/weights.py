@@ -143,6 +143,8 @@ def rows(config: QwenVLConfig, *, transposed_experts: bool = False) -> list[Row]
     made = []
     for key, path, pattern in _rules(config):
         count = next((n for prefix, n in counts.items() if path.startswith(f"{prefix}/")), None)
+        if count == 0:  # no DeepStack
+            continue
         keys = (key,) if count is None else tuple(key.format(i=i) for i in range(count))
         pattern = _TRANSPOSED.get(path, pattern) if transposed_experts and text.experts else pattern
         made.append(Row(keys, path, pattern, count is not None, _sizes(config, path)))

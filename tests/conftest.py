@@ -81,6 +81,12 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def write_tiny(tmp_path_factory):
+    """`write_tiny(family, tied=…, text={…}, vision={…})`: a new folder with some facts changed."""
+    return lambda family, **options: write_checkpoint(tmp_path_factory.mktemp(family), family, **options)
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(checkpoint):
     """A whole tiny Qwen3-VL checkpoint, tied head."""
     return checkpoint("qwen3_vl", tied=True)
