@@ -2,7 +2,7 @@
 
     python bench/load.py [--folder FOLDER] [--result bench/results/load.json]
 
-The folder is written once (a Qwen3-VL of 2B parameters with random bfloat16 weights, five files) and kept with --folder.
+The folder is written once (a Qwen3-VL of 2B parameters, random bfloat16 weights, five files) and kept with --folder.
 Reading and loading take turns, each in a process of its own; what is stated is the median of the turns. `peak_bytes` is
 the largest resident set of a process; on a CPU that holds the model too, so the model's bytes are taken off.
 """

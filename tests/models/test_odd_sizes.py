@@ -89,7 +89,8 @@ def compare(family, folder, vision, grid):
     # As images: one per temporal patch, which a tower treats like the frames of a video.
     tokens = np.concatenate([[1, 2], *([[3], [pad] * (height * width)] * time), [4, 5]]).astype(np.int32)
     grids = [(1, *grid[1:])] * time
-    positions = mrope_positions(tokens, grids, family=family.removesuffix("_moe"), image_token_id=pad, video_token_id=-7)
+    kind = family.removesuffix("_moe")
+    positions = mrope_positions(tokens, grids, family=kind, image_token_id=pad, video_token_id=-7)
     index = np.full(len(tokens), -1, np.int32)
     index[tokens == pad] = rows[:count]
     inputs = ModelInputs(tokens[None], positions[:, None], np.ones((1, len(tokens)), np.int32), index[None], packed)
