@@ -18,7 +18,7 @@ from videoauto_jax.data.patches import concatenate_vision
 from videoauto_jax.data.resize import ResizeMode
 from videoauto_jax.data.settings import VisionSettings, read_settings
 from videoauto_jax.data.tokenizer import chat_template, load_tokenizer, resolve_folder
-from videoauto_jax.data.visuals import Visual, load_visual
+from videoauto_jax.data.visuals import ReaderName, Visual, load_visual
 from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, ModelError
 from videoauto_jax.models.inputs import ModelInputs
@@ -54,6 +54,7 @@ class Processor:
         video_prompt: chat.VideoPrompt = "inner",
         position_convention: Convention = "upstream",
         resize: ResizeMode = "upstream",
+        video_reader: ReaderName = "pyav",
         video_threads: int = 1,
         cache_bytes: int = 512 * 2**20,
     ):
@@ -62,6 +63,7 @@ class Processor:
             video_prompt: where Qwen3-VL's timestamps stand, see `chat.expand`.
             position_convention: see `models.rope`.
             resize: how frames of videos are resized, see `data.resize`.
+            video_reader: what reads frames: `pyav`, exact on every file, or `decord` (see `data.decord_reader`).
             video_threads: threads that decode one video.
             cache_bytes: memory for visuals that are asked about again; 0 keeps none.
 
@@ -72,9 +74,11 @@ class Processor:
         _check_option("video_prompt", video_prompt, chat.VideoPrompt)
         _check_option("position_convention", position_convention, Convention)
         _check_option("resize", resize, ResizeMode)
+        _check_option("video_reader", video_reader, ReaderName)
         self.tokenizer, self.settings, self.chat_template = tokenizer, settings, chat_template
         self.max_prompt_tokens, self.video_prompt = max_prompt_tokens, video_prompt
         self.position_convention, self.resize, self.video_threads = position_convention, resize, video_threads
+        self.video_reader = video_reader
         tokens = {name: _token_id(tokenizer, settings, name) for name in _TOKENS}
         self.image_token_id, self.video_token_id = tokens["image_token_id"], tokens["video_token_id"]
         self.eos_token_ids = _eos_token_ids(tokenizer, settings)
@@ -144,7 +148,7 @@ class Processor:
         key = visual_key(item)
         visual = self._cache.get(key)
         if visual is None:
-            visual = load_visual(item, self.settings, self.resize, self.video_threads)
+            visual = load_visual(item, self.settings, self.resize, self.video_threads, self.video_reader)
             self._cache.put(key, visual)
         return visual
 
