@@ -20,7 +20,7 @@ from videoauto_jax.models.partition import parameter_spec
 from videoauto_jax.models.tensor_files import StoredTensor
 from videoauto_jax.models.weights import Row
 
-PIECE_BYTES = 2**24
+PIECE_BYTES = 2**22
 """Bytes of an HF tensor that are under way at once (twice: one piece is read while another is written).
 
 Small enough that the C library hands out the same memory again and again; a larger piece is fresh memory each time,
