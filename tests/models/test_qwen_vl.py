@@ -13,7 +13,7 @@ from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.visuals import load_visual
 from videoauto_jax.data.windows import token_rows
 from videoauto_jax.kernels.attention import self_attention
-from videoauto_jax.models.hf import load_model
+from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.models.rotary import text_rotary
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
@@ -109,6 +109,14 @@ def test_logits_of_every_kind_of_prompt_alone_and_in_one_padded_batch(pair):
     np.testing.assert_allclose(alone, expected, atol=2e-5)
 
 
+def test_an_export_gives_transformers_the_same_logits(pair, checkpoint, tmp_path):
+    ours, reference, processor = pair
+    family = ours.config.family
+    save_model(ours, tmp_path, like=checkpoint(family, tied=family == "qwen3_vl"), max_shard_size="100KB")
+    inputs = torch_inputs(CASES["image and video"], processor)
+    np.testing.assert_array_equal(their_logits(theirs(tmp_path), inputs), their_logits(reference, inputs))
+
+
 def test_logits_of_a_head_of_its_own(untied_folder):
     ours, processor = load_model(untied_folder, dtype="float32"), load_processor(untied_folder)
     expected = their_logits(theirs(untied_folder), torch_inputs(CASES["text"], processor))
@@ -166,21 +174,26 @@ def test_one_decoder_layer(pair, index):
     np.testing.assert_allclose(layer(jnp.asarray(x), mine, attention, None)[0], expected, atol=1e-5)
 
 
-def test_a_checkpoint_that_transformers_wrote(tmp_path, tiny_folder, tiny_processor):
-    """Its own layout of shards, dtype and config, and its own initial weights, made less trivial."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_that_transformers_wrote(family, tmp_path, checkpoint):
+    """Its own layout of shards, experts, dtype and config, and its own initial weights, made less trivial."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
-    reference = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(tiny_folder)).eval()
+    processor = load_processor(checkpoint(family))
+    reference = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint(family))).eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.02))
     reference.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     ours = load_model(tmp_path, dtype="float32")
-    expected = their_logits(reference, torch_inputs(CASES["image"], tiny_processor))
-    found = np.asarray(forward(ours, tiny_processor([CASES["image"]])))[0, : len(expected)]
+    expected = their_logits(reference, torch_inputs(CASES["image"], processor))
+    found = np.asarray(forward(ours, processor([CASES["image"]])))[0, : len(expected)]
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    save_model(ours, tmp_path / "out", like=tmp_path)
+    inputs = torch_inputs(CASES["image"], processor)
+    np.testing.assert_array_equal(their_logits(theirs(tmp_path / "out"), inputs), expected)
 
 
 def test_bfloat16_is_near_float32(tiny_folder, tiny_model, tiny_processor):
