@@ -215,7 +215,8 @@ def _text(facts: dict, outer: dict, family: str) -> TextConfig:
 def _experts(facts: dict) -> ExpertConfig:
     if facts.get("mlp_only_layers") or facts.get("decoder_sparse_step", 1) != 1:
         raise ModelError("layers without experts among those with", fix="All layers must be sparse or none")
-    return ExpertConfig(facts["num_experts"], facts["num_experts_per_tok"], facts["moe_intermediate_size"])
+    count = facts.get("num_local_experts") or facts["num_experts"]  # as transformers 5 writes it, and as on the hub
+    return ExpertConfig(count, facts["num_experts_per_tok"], facts["moe_intermediate_size"])
 
 
 def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
