@@ -141,7 +141,7 @@ def main() -> None:
     spec.loader.exec_module(conftest)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), conftest)
-    result = {"date": time.strftime("%Y-%m-%d"), "command": "python bench/preprocess.py", **result}
+    result = {"date": time.strftime("%Y-%m-%d"), "command": "python bench/preprocess.py", "turns": TURNS, **result}
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
