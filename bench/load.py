@@ -46,7 +46,7 @@ def write_folder(folder: Path) -> None:
     import numpy as np
 
     from videoauto_jax.models.config import read_config
-    from videoauto_jax.models.hf import _plan, _write_shards, abstract_model
+    from videoauto_jax.models.hf import abstract_model, plan_files, write_files
     from videoauto_jax.models.qwen_vl import parameter_paths
     from videoauto_jax.models.weights import rows
 
@@ -58,7 +58,7 @@ def write_folder(folder: Path) -> None:
         shape = row.hf_shape(shapes[row.path].shape)
         make = lambda shape=shape: rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)  # noqa: E731
         written += [(key, shape, np.dtype(ml_dtypes.bfloat16), make) for key in row.keys]
-    _write_shards(written, folder, _plan(written, {}, "1GB"))
+    write_files(written, folder, plan_files(written, {}, "1GB"))
 
 
 def run(code: str, folder: Path) -> list[float]:

@@ -112,7 +112,7 @@ def save_model(
     for name in SIDE_FILES:
         if (like / name).exists() and not folder.samefile(like):
             shutil.copy(like / name, folder / name)
-    _write_shards(written, folder, _plan(written, stored, max_shard_size))
+    write_files(written, folder, plan_files(written, stored, max_shard_size))
     # Last: a folder with a config.json is whole.
     text, facts = (like / "config.json").read_text(encoding="utf-8"), read_json(like / "config.json")
     own = str(written[0][2])
@@ -133,8 +133,16 @@ def _written(model: QwenVL, stored: dict[str, StoredTensor], dtype: str | None, 
             yield key, shape, np.dtype(own), make
 
 
-def _plan(written: list[Written], stored: dict[str, StoredTensor], max_shard_size: str | None) -> dict[str, list[str]]:
-    """File name -> its keys."""
+def plan_files(
+    written: list[Written], stored: dict[str, StoredTensor], max_shard_size: str | None
+) -> dict[str, list[str]]:
+    """File name -> its keys.
+
+    Args:
+        written: the tensors.
+        stored: those of a folder whose distribution over files is kept if they are the same tensors.
+        max_shard_size: size at which a file is full; overrides `stored`.
+    """
     keys = [key for key, *_ in written]
     if max_shard_size is None and stored and all(key in stored for key in keys):
         by_file = lambda key: stored[key].file.name  # noqa: E731
@@ -148,7 +156,8 @@ def _plan(written: list[Written], stored: dict[str, StoredTensor], max_shard_siz
     ).filename_to_tensors
 
 
-def _write_shards(written: list[Written], folder: Path, plan: dict[str, list[str]]) -> None:
+def write_files(written: list[Written], folder: Path, plan: dict[str, list[str]]) -> None:
+    """Writes the files of a plan, and their index if there are several."""
     tensors = {tensor[0]: tensor for tensor in written}
     for file, keys in plan.items():
         write_file(folder / file, [tensors[key] for key in keys])
@@ -163,7 +172,7 @@ def _write_shards(written: list[Written], folder: Path, plan: dict[str, list[str
 def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: str = "5GB") -> None:
     """Writes `model*.safetensors` and, if there are several, their index."""
     written = [(key, array.shape, array.dtype, lambda array=array: array) for key, array in tensors.items()]
-    _write_shards(written, folder, _plan(written, {}, max_shard_size))
+    write_files(written, folder, plan_files(written, {}, max_shard_size))
 
 
 def _with_dtype(facts: dict, dtype: str) -> dict:
