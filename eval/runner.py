@@ -15,7 +15,7 @@ import numpy as np
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
-from videoauto_jax.data.processor import Processor, load_processor
+from videoauto_jax.data.processor import Processor
 from videoauto_jax.errors import DataError
 from videoauto_jax.eval.batches import Slot, cut, encode_ahead
 from videoauto_jax.eval.config import EvalConfig
@@ -131,7 +131,7 @@ def _answer_all(config: EvalConfig, samples: list[Sample], path: Path, progress:
     if not batches:
         return skipped
     data = config.data
-    processor = load_processor(config.model, max_prompt_tokens=data.max_prompt_tokens)
+    processor = data.processor(config.model)
     answer = ModelAnswerer(config, processor)
     slots = encode_ahead(batches, processor, workers=data.workers, prefetch=data.prefetch)
     with RewardPool(config.graders) as pool, closing(slots):

@@ -1,4 +1,4 @@
-"""Model facts, read from an HF folder's `config.json` (flat as on the hub, nested as written by transformers 5)."""
+"""Model facts, read from an HF folder's JSON files (flat as on the hub, nested as written by transformers 5)."""
 
 import dataclasses
 import json
@@ -6,12 +6,37 @@ from pathlib import Path
 
 from videoauto_jax.errors import ModelError
 
-FAMILIES = ("qwen3_vl",)
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertConfig:
+    """The mixture of experts that takes the place of every decoder layer's MLP (HF `Qwen3VLMoeTextConfig`).
+
+    Attributes:
+        count: experts of a layer.
+        chosen: experts that see a token.
+        intermediate_size: feed-forward width of one expert.
+    """
+
+    count: int
+    chosen: int
+    intermediate_size: int
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The decoder (HF `Qwen3VLTextConfig`)."""
+    """The decoder (HF `Qwen2_5_VLTextConfig`, `Qwen3VLTextConfig`, `Qwen3VLMoeTextConfig`).
+
+    Attributes:
+        mrope_section: frequencies that turn with time, height and width.
+        mrope_interleaved: they take turns (Qwen3-VL) instead of standing in three blocks (Qwen2.5-VL).
+        qkv_bias: biases on the projections of queries, keys and values (Qwen2.5-VL).
+        qk_norm: RMS norms on the heads of queries and keys (Qwen3-VL).
+        experts: the mixture of experts, or None for a dense MLP.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -22,25 +47,34 @@ class TextConfig:
     head_dim: int
     rope_theta: float
     mrope_section: tuple[int, int, int]
+    mrope_interleaved: bool
     norm_eps: float
     tied_head: bool
+    qkv_bias: bool
+    qk_norm: bool
+    experts: ExpertConfig | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The vision tower (HF `Qwen3VLVisionConfig`)."""
+    """What the vision towers have in common.
+
+    Attributes:
+        image_mean, image_std: normalisation of RGB values in 0..1.
+    """
 
     depth: int
     hidden_size: int
     intermediate_size: int
     num_heads: int
     out_hidden_size: int
-    num_position_embeddings: int
-    deepstack_layers: tuple[int, ...]
-    patch_size: int = 16
+    patch_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
     temporal_patch_size: int = 2
     merge_size: int = 2
     in_channels: int = 3
+    deepstack_layers: tuple[int, ...] = ()
 
     @property
     def patch_dim(self) -> int:
@@ -52,44 +86,97 @@ class VisionConfig:
         return self.hidden_size // self.num_heads
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen2_5VisionConfig(VisionConfig):
+    """The tower with windowed attention (HF `Qwen2_5_VLVisionConfig`).
+
+    Attributes:
+        window_size: pixels along the side of an attention window.
+        full_attention_layers: blocks that attend to whole frames instead of windows.
+    """
+
+    window_size: int
+    full_attention_layers: tuple[int, ...]
+
+    @property
+    def window_patches(self) -> int:
+        """Most patches in one window."""
+        return (self.window_size // self.merge_size // self.patch_size * self.merge_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen3VisionConfig(VisionConfig):
+    """The tower with learned positions and DeepStack (HF `Qwen3VLVisionConfig`)."""
+
+    num_position_embeddings: int
+
+
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:
     """A whole model."""
 
     family: str
     text: TextConfig
-    vision: VisionConfig
+    vision: Qwen2_5VisionConfig | Qwen3VisionConfig
 
 
 def read_config(folder: str | Path) -> QwenVLConfig:
-    """Reads `config.json` of an HF folder.
+    """Reads `config.json` of an HF folder, and the normalisation of pixels from its image processor's file.
 
     Raises:
         ModelError: no folder, no config, another architecture, a missing fact, an unsupported rope type.
     """
     path = Path(folder) / "config.json"
+    facts = read_json(path)
+    if facts is None:
+        raise ModelError("not a model folder: no config.json", where=folder, fix="Give an HF model folder")
+    return parse_config(facts, read_image_facts(Path(folder)), where=path)
+
+
+def read_image_facts(folder: Path) -> dict:
+    """What the image processor's file says, in the hub's layout or that of transformers 5; empty without one.
+
+    Raises:
+        ModelError: the file is not a JSON object.
+    """
+    nested = (read_json(folder / "processor_config.json") or {}).get("image_processor")
+    return nested or read_json(folder / "preprocessor_config.json") or {}
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file, or None if there is no file.
+
+    Raises:
+        ModelError: the file holds something else.
+    """
     try:
-        facts = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError("not a model folder: no config.json", where=folder, fix="Give an HF model folder") from None
-    except ValueError as error:
-        raise ModelError(f"config.json does not parse: {error}", where=path, fix="Download the file again") from None
-    if not isinstance(facts, dict):
-        raise ModelError("config.json is not a JSON object", where=path, fix="Download the file again")
-    return parse_config(facts, where=path)
+        return None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"broken JSON: {error}", where=path, fix="Download the file again") from error
+    if not isinstance(found, dict):
+        raise ModelError("not a JSON object", where=path, fix="Download the file again")
+    return found
 
 
-def parse_config(facts: dict, *, where: object = None) -> QwenVLConfig:
-    """The config of an HF `config.json` given as a dict; raises as `read_config`."""
+def parse_config(facts: dict, images: dict | None = None, *, where: object = None) -> QwenVLConfig:
+    """The config of an HF `config.json` given as a dict; raises as `read_config`.
+
+    Args:
+        images: the image processor's facts; what the family was released with where they say nothing.
+    """
     family = facts.get("model_type")
     if family not in FAMILIES:
         raise ModelError(f"unsupported architecture {family!r}", where=where, fix=f"Supported: {', '.join(FAMILIES)}")
     try:
-        text = _text(facts | facts.get("text_config", {}), facts)
-        vision = _vision(facts["vision_config"])
+        text = _text(facts | (facts.get("text_config") or {}), facts, family)
+        vision = _vision(facts["vision_config"], images or {}, family)
     except KeyError as error:
         what = f"config.json lacks {error.args[0]!r}"
         raise ModelError(what, where=where, fix="Use the checkpoint's own file") from None
+    except ModelError as error:
+        raise ModelError(error.what, where=where, fix=error.fix) from None
     if sum(text.mrope_section) * 2 != text.head_dim:
         raise ModelError(
             f"mrope_section {list(text.mrope_section)} does not sum to head_dim / 2 = {text.head_dim // 2}", where=where
@@ -97,38 +184,64 @@ def parse_config(facts: dict, *, where: object = None) -> QwenVLConfig:
     return QwenVLConfig(family, text, vision)
 
 
-def _text(facts: dict, outer: dict) -> TextConfig:
+def _text(facts: dict, outer: dict, family: str) -> TextConfig:
     rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ModelError(f"unsupported rope type {kind!r}", fix="Only unscaled M-RoPE checkpoints are supported")
-    heads = facts["num_attention_heads"]
+    if facts.get("use_sliding_window"):
+        raise ModelError("sliding-window attention is not supported", fix="Set use_sliding_window to false")
+    heads, old = facts["num_attention_heads"], family == "qwen2_5_vl"
+    size = {"qwen3_vl": 128}.get(family) or facts["hidden_size"] // heads
     return TextConfig(
         vocab_size=facts["vocab_size"],
         hidden_size=facts["hidden_size"],
         intermediate_size=facts["intermediate_size"],
         num_layers=facts["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=facts.get("num_key_value_heads", heads),
-        head_dim=facts.get("head_dim") or 128,
+        num_kv_heads=facts.get("num_key_value_heads") or heads,
+        head_dim=facts.get("head_dim") or size,
         rope_theta=float(rope.get("rope_theta") or facts["rope_theta"]),
-        mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+        mrope_section=tuple(rope.get("mrope_section") or ((16, 24, 24) if old else (24, 20, 20))),
+        mrope_interleaved=not old,
         norm_eps=facts.get("rms_norm_eps", 1e-6),
-        tied_head=bool(outer.get("tie_word_embeddings", False)),
+        tied_head=bool(outer.get("tie_word_embeddings") or (old and facts.get("tie_word_embeddings"))),
+        qkv_bias=old,
+        qk_norm=not old,
+        experts=_experts(facts) if family == "qwen3_vl_moe" else None,
     )
 
 
-def _vision(facts: dict) -> VisionConfig:
-    return VisionConfig(
-        depth=facts["depth"],
-        hidden_size=facts["hidden_size"],
-        intermediate_size=facts["intermediate_size"],
-        num_heads=facts["num_heads"],
-        out_hidden_size=facts["out_hidden_size"],
+def _experts(facts: dict) -> ExpertConfig:
+    if facts.get("mlp_only_layers") or facts.get("decoder_sparse_step", 1) != 1:
+        raise ModelError("layers without experts among those with", fix="All layers must be sparse or none")
+    count = facts.get("num_local_experts") or facts["num_experts"]  # as transformers 5 writes it, and as on the hub
+    return ExpertConfig(count, facts["num_experts_per_tok"], facts["moe_intermediate_size"])
+
+
+def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
+    old = family == "qwen2_5_vl"
+    mean, std = (
+        tuple(images.get(key) or default) for key, default in zip(("image_mean", "image_std"), _CLIP if old else _HALF)
+    )
+    common = {
+        "depth": facts["depth"],
+        "hidden_size": facts["hidden_size"],
+        "intermediate_size": facts["intermediate_size"],
+        "num_heads": facts["num_heads"],
+        "out_hidden_size": facts["out_hidden_size"],
+        "patch_size": facts.get("patch_size", 14 if old else 16),
+        "temporal_patch_size": facts.get("temporal_patch_size", 2),
+        "merge_size": facts.get("spatial_merge_size", 2),
+        "in_channels": facts.get("in_channels") or facts.get("in_chans", 3),
+        "image_mean": mean,
+        "image_std": std,
+    }
+    if old:
+        full = tuple(facts.get("fullatt_block_indexes", (7, 15, 23, 31)))
+        return Qwen2_5VisionConfig(**common, window_size=facts.get("window_size", 112), full_attention_layers=full)
+    return Qwen3VisionConfig(
+        **common,
         num_position_embeddings=facts["num_position_embeddings"],
         deepstack_layers=tuple(facts["deepstack_visual_indexes"]),
-        patch_size=facts.get("patch_size", 16),
-        temporal_patch_size=facts.get("temporal_patch_size", 2),
-        merge_size=facts.get("spatial_merge_size", 2),
-        in_channels=facts.get("in_channels", 3),
     )

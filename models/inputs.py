@@ -12,20 +12,24 @@ class VisionInputs:
     """Packed visuals of a batch; every fact that depends on a grid is already an array.
 
     Attributes:
-        patches: pixel values 0..255; one patch is ordered (channel, 2 frames, row, column), the patches of a visual are
-            ordered (t, h/2, w/2, 2, 2), so four consecutive patches merge into one embedding.
+        patches: pixel values 0..255; one patch is ordered (channel, 2 frames, row, column). Four consecutive patches
+            merge into one embedding; such fours are ordered (t, h/2, w/2), or window by window within each t
+            (Qwen2.5-VL).
         rotary_ids: (row, column) of each patch within its frame.
         segment_ids: attention segment of each patch, contiguous from 1; 0 is padding.
-        position_index: rows of the learned position grid at the four corners around each patch (Qwen3-VL).
-        position_weight: bilinear weights of those corners.
+        window_ids: attention window of each patch, contiguous from 1, 0 on padding; None without windows (Qwen3-VL).
+        position_index: rows of the learned position grid at the four corners around each patch; None without such a
+            grid (Qwen2.5-VL).
+        position_weight: bilinear weights of those corners, or None.
         segment_bound: static upper bound on the patches of one segment; attention never looks further.
     """
 
     patches: UInt8[Array, "Q C2pp"]
     rotary_ids: Int[Array, "Q 2"]
     segment_ids: Int[Array, "Q"]
-    position_index: Int[Array, "4 Q"]
-    position_weight: Float[Array, "4 Q"]
+    window_ids: Int[Array, "Q"] | None
+    position_index: Int[Array, "4 Q"] | None
+    position_weight: Float[Array, "4 Q"] | None
     segment_bound: int = dataclasses.field(metadata={"static": True})
 
 

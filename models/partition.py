@@ -4,6 +4,7 @@ One table names the axes of every parameter by its path; a layout maps those nam
 project decides where an array lives.
 """
 
+import math
 import re
 
 import jax
@@ -11,30 +12,33 @@ from jax.sharding import PartitionSpec
 
 from videoauto_jax.errors import ModelError
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp", "expert")
 
-LAYOUTS: dict[str, dict[str, str]] = {
-    "train": {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"},
-    "rollout": {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"},
-}
+_ROLLOUT = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor", "experts": "expert"}
+LAYOUTS: dict[str, dict[str, str]] = {"train": {"embed": "fsdp", **_ROLLOUT}, "rollout": _ROLLOUT}
 """Logical axis -> mesh axis, for the two layouts in which the same weights live."""
 
 _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"text/embed/embedding", ("vocab", "embed")),
     (r"text/layers/attention/q/kernel", (None, "embed", "heads", None)),
     (r"text/layers/attention/[kv]/kernel", (None, "embed", "kv_heads", None)),
+    (r"text/layers/attention/q/bias", (None, "heads", None)),
+    (r"text/layers/attention/[kv]/bias", (None, "kv_heads", None)),
     (r"text/layers/attention/o/kernel", (None, "heads", None, "embed")),
     (r"text/layers/mlp/(gate|up)/kernel", (None, "embed", "mlp")),
     (r"text/layers/mlp/down/kernel", (None, "mlp", "embed")),
+    (r"text/layers/mlp/router/kernel", (None, "embed", None)),
+    (r"text/layers/mlp/experts/gate_up/kernel", (None, "experts", None, "embed", "mlp")),
+    (r"text/layers/mlp/experts/down/kernel", (None, "experts", "mlp", "embed")),
     (r"head/kernel", ("embed", "vocab")),
     (r"vision/patch_embed/kernel", (None, "embed")),
     (r"vision/position_embed/embedding", (None, "embed")),
     (r"vision/blocks/attention/qkv/kernel", (None, "embed", None, "heads", None)),
     (r"vision/blocks/attention/qkv/bias", (None, None, "heads", None)),
     (r"vision/blocks/attention/proj/kernel", (None, "heads", None, "embed")),
-    (r"vision/blocks/mlp/fc1/kernel", (None, "embed", "mlp")),
-    (r"vision/blocks/mlp/fc1/bias", (None, "mlp")),
-    (r"vision/blocks/mlp/fc2/kernel", (None, "mlp", "embed")),
+    (r"vision/blocks/mlp/(fc1|gate|up)/kernel", (None, "embed", "mlp")),
+    (r"vision/blocks/mlp/(fc1|gate|up)/bias", (None, "mlp")),
+    (r"vision/blocks/mlp/(fc2|down)/kernel", (None, "mlp", "embed")),
     (r"merger/fc1/kernel", ("embed", "mlp")),
     (r"merger/fc2/kernel", ("mlp", "embed")),
     (r"deepstack_mergers/fc1/kernel", (None, "embed", "mlp")),
@@ -59,8 +63,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, l
     """
     axes = logical_axes(path)
     chosen = [LAYOUTS[layout].get(axis) for axis in axes]
-    fits = lambda axis, size: axis in mesh.shape and size % mesh.shape[axis] == 0  # noqa: E731
-    placed = [axis if fits(axis, size) else None for axis, size in zip(chosen, shape)]
+    placed = [dividing_axis(mesh, axis, size) for axis, size in zip(chosen, shape)]
     used = [axis for axis in placed if axis]
     if len(used) != len(set(used)):
         raise ModelError(f"layout {layout!r} uses a mesh axis twice for {path}", fix="Correct models/partition.py")
@@ -79,15 +82,16 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
 
 def constrain(x: jax.Array) -> jax.Array:
     """Keeps an activation's first axis on the batch axes of the mesh in use; does nothing without one."""
-    mesh = jax.sharding.get_abstract_mesh()
+    axes = batch_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
+def batch_axes(mesh: jax.sharding.AbstractMesh, rows: int) -> tuple[str, ...]:
+    """The mesh axes over which so many rows are split: all batch axes if they divide them, else none."""
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    if not axes or x.shape[0] % _product(mesh.shape[axis] for axis in axes):
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+    return axes if rows % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
-def _product(numbers) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
+def dividing_axis(mesh: jax.sharding.AbstractMesh, axis: str, size: int) -> str | None:
+    """The axis, if the mesh has it and it divides a dimension of that size."""
+    return axis if axis in mesh.axis_names and size % mesh.shape[axis] == 0 else None

@@ -1,4 +1,9 @@
-"""The whole model: vision tower, mergers, decoder, head (HF `Qwen3VLForConditionalGeneration`)."""
+"""The whole model: vision tower, mergers, decoder, head.
+
+HF `Qwen2_5_VLForConditionalGeneration`, `Qwen3VLForConditionalGeneration`, `Qwen3VLMoeForConditionalGeneration`.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from videoauto_jax.kernels.attention import group_attention, self_attention
-from videoauto_jax.models.config import QwenVLConfig
+from videoauto_jax.models.config import Qwen3VisionConfig, QwenVLConfig
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
-from videoauto_jax.models.layers import Projection, stack
-from videoauto_jax.models.qwen3_vision import PatchMerger, VisionEmbeddings, VisionFeatures, VisionTower
+from videoauto_jax.models.layers import Projection, layer_norm, rms_norm, stack
+from videoauto_jax.models.qwen2_5_vision import NORM_EPS, WindowTower
+from videoauto_jax.models.qwen3_vision import DeepStackTower
 from videoauto_jax.models.text import Attention, Decoder
+from videoauto_jax.models.vision import PatchMerger, VisionEmbeddings, VisionFeatures
 
 
 class QwenVL(nnx.Module):
@@ -28,11 +35,13 @@ class QwenVL(nnx.Module):
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype}
         vision, text = config.vision, config.text
-        self.vision = VisionTower(vision, **options, rngs=rngs)
-        self.merger = PatchMerger(vision, join_first=False, **options, rngs=rngs)
-        self.deepstack_mergers = stack(
-            lambda keys: PatchMerger(vision, join_first=True, **options, rngs=keys), len(vision.deepstack_layers), rngs
-        )
+        new = isinstance(vision, Qwen3VisionConfig)
+        self.vision = (DeepStackTower if new else WindowTower)(vision, **options, rngs=rngs)
+        norm = layer_norm if new else partial(rms_norm, eps=NORM_EPS)
+        self.merger = PatchMerger(vision, norm, join_first=False, **options, rngs=rngs)
+        if vision.deepstack_layers:
+            merger = lambda keys: PatchMerger(vision, norm, join_first=True, **options, rngs=keys)  # noqa: E731
+            self.deepstack_mergers = stack(merger, len(vision.deepstack_layers), rngs)
         self.text = Decoder(text, **options, rngs=rngs)
         if not text.tied_head:
             self.head = Projection("...d,dv->...v", (text.hidden_size, text.vocab_size), **options, rngs=rngs)
@@ -47,9 +56,12 @@ class QwenVL(nnx.Module):
 
     def merge_vision(self, features: VisionFeatures) -> VisionEmbeddings:
         """The trained mergers' embeddings of the tower's features."""
+        slots = self.merger(features.last)
+        if not self.config.vision.deepstack_layers:
+            return VisionEmbeddings(slots, jnp.zeros((0, *slots.shape), slots.dtype))
         graph, weights = nnx.split(self.deepstack_mergers)
         deepstack = jax.vmap(lambda weight, x: nnx.merge(graph, weight)(x))(weights, features.deepstack)
-        return VisionEmbeddings(self.merger(features.last), deepstack)
+        return VisionEmbeddings(slots, deepstack)
 
     def embed(
         self, token_ids: Int[Array, "B T"], vision_index: Int[Array, "B T"], embeddings: VisionEmbeddings | None

@@ -4,25 +4,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from videoauto_jax.models.config import TextConfig
+
 Rotary = tuple[Float[Array, "... H"], Float[Array, "... H"]]
 """Cosine and sine, float32, without a head axis."""
 
 
-def text_rotary(positions: Int[Array, "3 *BT"], head_dim: int, theta: float, section: tuple[int, int, int]) -> Rotary:
-    """Interleaved M-RoPE (HF `Qwen3VLTextRotaryEmbedding`): frequency `i` turns with time, height or width in turn.
+def text_rotary(positions: Int[Array, "3 *BT"], config: TextConfig) -> Rotary:
+    """M-RoPE: each frequency turns with time, height or width.
 
-    Height takes indices 1, 4, 7, … below `3 * section[1]`, width 2, 5, 8, … below `3 * section[2]`, time the rest.
+    In blocks (HF `Qwen2_5_VLRotaryEmbedding`) the first `section[0]` turn with time, the next with height, the last
+    with width. Interleaved (HF `Qwen3VLTextRotaryEmbedding`) height takes indices 1, 4, 7, … below `3 * section[1]`,
+    width 2, 5, 8, … below `3 * section[2]`, time the rest.
     """
-    half = head_dim // 2
-    axis = np.zeros(half, np.int32)
-    for which in (1, 2):
-        axis[which : 3 * section[which] : 3] = which
+    section = config.mrope_section
+    axis = np.repeat(np.arange(3), section)
+    if config.mrope_interleaved:
+        axis = np.zeros(config.head_dim // 2, np.int32)
+        for which in (1, 2):
+            axis[which : 3 * section[which] : 3] = which
     by_frequency = jnp.moveaxis(positions.astype(jnp.float32)[axis], 0, -1)
-    return _cos_sin(by_frequency * _inverse_frequencies(head_dim, theta))
+    return _cos_sin(by_frequency * _inverse_frequencies(config.head_dim, config.rope_theta))
 
 
 def vision_rotary(rotary_ids: Int[Array, "Q 2"], head_dim: int) -> Rotary:
-    """Axial rotary of the vision tower (HF `Qwen3VLVisionRotaryEmbedding`): frequencies by row, then by column."""
+    """Axial rotary of the vision towers, frequencies by row, then by column (HF `Qwen3VLVisionRotaryEmbedding`)."""
     angles = rotary_ids.astype(jnp.float32)[..., None] * _inverse_frequencies(head_dim // 2, 10_000.0)
     return _cos_sin(angles.reshape(*rotary_ids.shape[:-1], -1))
 

@@ -1,4 +1,7 @@
-"""The decoder: Qwen3 layers (grouped queries, q/k norm), stacked and scanned; DeepStack features enter the first."""
+"""The one decoder of all families: grouped queries, stacked and scanned layers; DeepStack features enter the first.
+
+Qwen2.5 has biases on q, k and v; Qwen3 has norms on q and k, and an MLP or a mixture of experts.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from videoauto_jax.models.config import TextConfig
+from videoauto_jax.models.experts import MixtureOfExperts
 from videoauto_jax.models.layers import EMBED_INIT, Projection, rms_norm, stack
 from videoauto_jax.models.partition import constrain
 from videoauto_jax.models.rotary import Rotary, rotate, text_rotary
@@ -19,7 +23,7 @@ Attention = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (HF `Qwen3VLTextMLP`)."""
+    """SwiGLU (HF `Qwen2MLP`, `Qwen3VLTextMLP`)."""
 
     def __init__(self, config: TextConfig, **options):
         width, hidden = config.hidden_size, config.intermediate_size
@@ -32,32 +36,36 @@ class Mlp(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Grouped-query projections with q/k norm (HF `Qwen3VLTextAttention`); the attention itself is passed in."""
+    """Grouped-query projections (HF `Qwen2_5_VLAttention`, `Qwen3VLTextAttention`); attention itself is passed in."""
 
     def __init__(self, config: TextConfig, **options):
         width, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-        self.q = Projection("...d,dnh->...nh", (width, heads, size), **options)
-        self.k = Projection("...d,dkh->...kh", (width, kv_heads, size), **options)
-        self.v = Projection("...d,dkh->...kh", (width, kv_heads, size), **options)
+        project = lambda count: Projection(  # noqa: E731
+            "...d,dnh->...nh", (width, count, size), bias_shape=(count, size) if config.qkv_bias else None, **options
+        )
+        self.q, self.k, self.v = project(heads), project(kv_heads), project(kv_heads)
         self.o = Projection("...nh,nhd->...d", (heads, size, width), **options)
-        self.q_norm = rms_norm(size, config.norm_eps, **options)
-        self.k_norm = rms_norm(size, config.norm_eps, **options)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = rms_norm(size, config.norm_eps, **options)
+            self.k_norm = rms_norm(size, config.norm_eps, **options)
 
     def __call__(self, x: Array, rotary: Rotary, attention: Attention, cache: Any) -> tuple[Array, Any]:
-        q = rotate(self.q_norm(self.q(x)), rotary)
-        k = rotate(self.k_norm(self.k(x)), rotary)
-        out, yielded = attention(q, k, self.v(x), cache)
+        q, k = self.q(x), self.k(x)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out, yielded = attention(rotate(q, rotary), rotate(k, rotary), self.v(x), cache)
         return self.o(out), yielded
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and MLP (HF `Qwen3VLTextDecoderLayer`)."""
+    """Pre-norm attention and MLP or experts (HF `Qwen2_5_VLDecoderLayer`, `Qwen3VLTextDecoderLayer`)."""
 
     def __init__(self, config: TextConfig, **options):
         self.attention_norm = rms_norm(config.hidden_size, config.norm_eps, **options)
         self.attention = SelfAttention(config, **options)
         self.mlp_norm = rms_norm(config.hidden_size, config.norm_eps, **options)
-        self.mlp = Mlp(config, **options)
+        self.mlp = MixtureOfExperts(config, **options) if config.experts else Mlp(config, **options)
 
     def __call__(self, x: Array, rotary: Rotary, attention: Attention, cache: Any) -> tuple[Array, Any]:
         out, yielded = self.attention(self.attention_norm(x), rotary, attention, cache)
@@ -66,7 +74,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token embedding, scanned layers and final norm (HF `Qwen3VLTextModel`)."""
+    """Token embedding, scanned layers and final norm (HF `Qwen2_5_VLTextModel`, `Qwen3VLTextModel`)."""
 
     def __init__(self, config: TextConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
@@ -92,20 +100,22 @@ class Decoder(nnx.Module):
             positions: M-RoPE positions of the tokens.
             attention: called in each layer with its projections and its slice of `caches`.
             caches: pytree with a leading layer axis, or None.
-            deepstack: features added after each of the first `K` layers, and the row that each slot takes (-1: none).
+            deepstack: features added after each of the first `K` layers, and the row that each slot takes (-1: none);
+                `K` may be 0.
             remat: recompute a layer's activations in the backward pass.
 
         Returns:
             Normalised hidden states, and what `attention` yielded with a leading layer axis.
         """
         config = self.config
-        rotary = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        rotary = text_rotary(positions, config)
         graph, weights = nnx.split(self.layers)
+        taps = 0 if deepstack is None else len(deepstack[0])
 
         def layer(x: Array, slices: tuple) -> tuple[Array, Any]:
             index, weight, cache = slices
             x, yielded = nnx.merge(graph, weight)(constrain(x), rotary, attention, cache)
-            return (x if deepstack is None else _add_deepstack(x, index, *deepstack)), yielded
+            return (_add_deepstack(x, index, *deepstack) if taps else x), yielded
 
         body = jax.checkpoint(layer) if remat else layer
         x, yielded = jax.lax.scan(body, x, (jnp.arange(config.num_layers), weights, caches))

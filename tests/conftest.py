@@ -27,19 +27,34 @@ TEMPLATE = """{%- for message in messages -%}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}"""
 
-# Head size is not width / heads, DeepStack taps are not consecutive, and all that a mesh of 8 splits divides by 4 or 2.
-TEXT = {
+# Head sizes are not width / heads, DeepStack taps are not consecutive, depths are no multiple of anything, windows are
+# smaller than most frames, and all that a mesh of 8 splits divides by 4 or 2.
+_TEXT = {
     "vocab_size": 384, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
     "rope_parameters": {
         "rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
     },
 }  # fmt: skip
-VISION = {
+_VISION = {
     "depth": 4, "hidden_size": 32, "intermediate_size": 56, "num_heads": 2, "out_hidden_size": 48,
     "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2], "patch_size": 16, "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }  # fmt: skip
+_OLD_TEXT = {key: _TEXT[key] for key in _TEXT if key != "head_dim"} | {
+    "hidden_size": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+}  # fmt: skip
+_OLD_VISION = {
+    "depth": 5, "hidden_size": 32, "intermediate_size": 56, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56, "fullatt_block_indexes": [1, 4],
+    "tokens_per_second": 2,
+}  # fmt: skip
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "decoder_sparse_step": 1}
+FAMILIES = {
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", _OLD_TEXT, _OLD_VISION),
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration", _TEXT, _VISION),
+    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", _TEXT | _EXPERTS, _VISION),
+}
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +68,34 @@ def qwen_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    """A whole tiny Qwen3-VL checkpoint with random weights, tied head, nested config."""
-    return _tiny(tmp_path_factory, tied=True)
+def checkpoint(tmp_path_factory):
+    """`checkpoint(family, tied=…)`: the folder of a tiny checkpoint with random weights and a nested config."""
+    made = {}
+
+    def make(family, tied=False):
+        if (family, tied) not in made:
+            made[family, tied] = write_checkpoint(tmp_path_factory.mktemp(family), family, tied)
+        return made[family, tied]
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def untied_folder(tmp_path_factory):
+def write_tiny(tmp_path_factory):
+    """`write_tiny(family, tied=…, text={…}, vision={…})`: a new folder with some facts changed."""
+    return lambda family, **options: write_checkpoint(tmp_path_factory.mktemp(family), family, **options)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(checkpoint):
+    """A whole tiny Qwen3-VL checkpoint, tied head."""
+    return checkpoint("qwen3_vl", tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_folder(checkpoint):
     """The same with a head of its own."""
-    return _tiny(tmp_path_factory, tied=False)
+    return checkpoint("qwen3_vl", tied=False)
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +114,16 @@ def tiny_processor(tiny_folder):
     return load_processor(tiny_folder)
 
 
-def _tiny(tmp_path_factory, tied):
+def write_checkpoint(folder, family, tied=False, text=None, vision=None):
+    """A tiny checkpoint, its config changed by `text` and `vision`."""
     from videoauto_jax.models.hf import write_tensors
 
-    folder = tmp_path_factory.mktemp("tied" if tied else "untied")
     ids = _token_ids(write_tokenizer(folder))
+    architecture, text_facts, vision_facts = FAMILIES[family]
     facts = {
-        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": tied,
-        "text_config": {"model_type": "qwen3_vl_text", **TEXT}, "vision_config": {"model_type": "qwen3_vl", **VISION},
+        "architectures": [architecture], "model_type": family, "tie_word_embeddings": tied,
+        "text_config": {"model_type": f"{family}_text", **text_facts, **(text or {})},
+        "vision_config": {"model_type": family, **vision_facts, **(vision or {})},
     }  # fmt: skip
     write_json(folder / "config.json", facts | ids)
     write_tensors(random_tensors(folder), folder)
@@ -99,15 +135,17 @@ def random_tensors(folder):
     import numpy as np
 
     from videoauto_jax.models.config import read_config
-    from videoauto_jax.models.hf import abstract_model, rows
+    from videoauto_jax.models.hf import abstract_model
     from videoauto_jax.models.qwen_vl import parameter_paths
+    from videoauto_jax.models.weights import rows
 
     config, rng = read_config(folder), np.random.default_rng(0)
     wanted, tensors = parameter_paths(abstract_model(config, "float32", "float32")), {}
     for row in rows(config):
         shape = row.hf_shape(wanted[row.path].shape)
         embedding = row.path.endswith("embedding")
-        deviation = 0.2 if embedding else 0.1 if len(shape) == 1 else np.prod(shape[1:]) ** -0.5
+        fan_in = shape[1] if len(shape) == 3 else np.prod(shape[1:])  # three axes: experts
+        deviation = 0.2 if embedding else 0.1 if len(shape) == 1 else fan_in**-0.5
         for key in row.keys:
             mean = float(row.path.endswith("scale"))
             tensors[key] = rng.normal(mean, deviation, shape).astype(np.float32)

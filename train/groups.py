@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videoauto_jax.data.collate import bucket
 from videoauto_jax.models.inputs import ModelInputs
-from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.train.log_probs import selective_log_softmax
 
 

@@ -3,7 +3,7 @@
 import time
 from contextlib import contextmanager
 
-from videoauto_jax.data.processor import Processor, load_processor
+from videoauto_jax.data.processor import Processor
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.files import append_jsonl
 from videoauto_jax.models.hf import load_model
@@ -131,7 +131,7 @@ def train_grpo(
         lines: print a line for every step.
     """
     mesh = make_mesh(config.mesh)
-    processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
+    processor = config.data.processor(config.model)
     samples, reward = config.data.samples(), config.reward
     with Run(config, force=force, lines=lines) as run, RewardPool(reward.workers, reward.timeout_s) as pool:
         if run.finished():

@@ -90,6 +90,8 @@ def matrix_axes(path: Path, rank: int) -> optax.contrib.MuonDimensionNumbers | N
     name = path_name(path)
     if not name.endswith("kernel") or group(name) == "head":
         return None
+    if "/experts/" in name:  # a matrix per layer and expert, and for gate_up two
+        return optax.contrib.MuonDimensionNumbers((rank - 2,), (rank - 1,))
     first = 1 if STACKED.search(name) else 0
     inputs = 2 if name.endswith(("attention/o/kernel", "attention/proj/kernel")) else 1
     return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, rank)))

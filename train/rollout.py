@@ -10,7 +10,7 @@ from jaxtyping import Float
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
-from videoauto_jax.models.qwen3_vision import VisionFeatures
+from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol.grammar import is_fallback
 from videoauto_jax.rewards import RewardPool, Rewards, total
 from videoauto_jax.sampling.answer import Answer

@@ -1,6 +1,5 @@
 """Supervised fine-tuning on demonstrations."""
 
-from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import make_mesh, place_rows
@@ -55,7 +54,7 @@ def train_sft(
         lines: print a line for every step.
     """
     mesh = make_mesh(config.mesh)
-    processor = load_processor(config.model, max_prompt_tokens=config.data.max_prompt_tokens)
+    processor = config.data.processor(config.model)
     bundles = make_bundles(config.data.samples(), config.questions)
     with Run(config, force=force, lines=lines) as run:
         if run.finished():

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from videoauto_jax.models.inputs import VisionInputs
-from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.train.groups import GroupBatch, branch_log_probs
 from videoauto_jax.train.grpo import GRPOLossConfig, policy_loss
 from videoauto_jax.train.guard import grad_norm

@@ -12,7 +12,7 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.partition import BATCH_AXES
 
 Tree = TypeVar("Tree")
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "expert", "tensor", "context")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,14 @@ class MeshConfig:
     Attributes:
         data: copies of the weights, each with its own rows.
         fsdp: shards of the weights; rows are split over it too.
+        expert: shards of a layer's experts (mixture of experts); rows are split over it too.
         tensor: shards of heads and feed-forward width.
         context: shards of a long sequence.
     """
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1
     tensor: int = 1
     context: int = 1
 
@@ -75,8 +77,8 @@ def place_inputs(inputs: ModelInputs, mesh: Mesh) -> ModelInputs:
     """A host batch onto the mesh: rows and patches are split over the batch axes."""
     vision = inputs.vision
     if vision is not None:
-        by_patch = place_rows((vision.patches, vision.rotary_ids, vision.segment_ids), mesh)
-        by_corner = place_rows((vision.position_index, vision.position_weight), mesh, axis=1)
-        vision = type(vision)(*by_patch, *by_corner, vision.segment_bound)
+        corners = place_rows((vision.position_index, vision.position_weight), mesh, axis=1)
+        by_patch = place_rows(dataclasses.replace(vision, position_index=None, position_weight=None), mesh)
+        vision = dataclasses.replace(by_patch, position_index=corners[0], position_weight=corners[1])
     token_ids, segment_ids, index = place_rows((inputs.token_ids, inputs.segment_ids, inputs.vision_index), mesh)
     return ModelInputs(token_ids, place_rows(inputs.positions, mesh, axis=1), segment_ids, index, vision)

@@ -11,6 +11,7 @@ from PIL import Image
 from videoauto_jax.data import visuals
 from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.vision import plan_video
+from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, MediaError, ModelError
 from videoauto_jax.models.rope import mrope_positions
 
@@ -76,6 +77,27 @@ def test_video(video_prompt, qwen_folder, clip):
     assert encoded.next_position == encoded.positions.max() + 1
     assert len(encoded.vision.patches) == np.prod(plan.grid)
     assert encoded.vision.segment_ids.max() == plan.grid[0]
+
+
+@pytest.mark.parametrize("convention", ["upstream", "hf"])
+def test_a_video_of_qwen2_5(convention, checkpoint, clip):
+    processor = load_processor(checkpoint("qwen2_5_vl"), position_convention=convention)
+    budget = {"min_pixels": 4 * 784, "max_pixels": 24 * 784, "total_pixels": 96 * 784, "max_frames": 6, "fps": 2.0}
+    item = {"type": "video", "video": clip, **budget, "video_end": 1.9}
+    encoded = processor.encode(user("Look:", item, "What happens?"))
+    plan = plan_video(90, 30.0, 64, 96, item, patch_size=14)
+    assert encoded.token_ids.tolist() == spelled(processor, f"Look:{START}{VIDEO * plan.tokens}{END}What happens?")
+    is_video = encoded.token_ids == processor.video_token_id
+    np.testing.assert_array_equal(encoded.vision_index[is_video], token_rows(plan.grid, 2))
+    assert sorted(encoded.vision_index[is_video]) == list(range(plan.tokens))
+    ids = {"image_token_id": processor.image_token_id, "video_token_id": processor.video_token_id}
+    options = {"family": "qwen2_5_vl", "convention": convention, "second_per_grid": [plan.second_per_grid]}
+    expected = mrope_positions(encoded.token_ids, [plan.grid], **options, **ids)
+    np.testing.assert_array_equal(encoded.positions, expected)
+    # Less than a second between temporal patches: upstream truncates it to 0, and time stands still.
+    assert 0.5 <= plan.second_per_grid < 1
+    assert (np.ptp(encoded.positions[0, is_video]) == 0) == (convention == "upstream")
+    assert encoded.vision.window_ids is not None and encoded.vision.position_index is None
 
 
 def test_outer_blocks_are_those_of_transformers(processor, clip):
@@ -163,7 +185,8 @@ def test_special_tokens(processor):
 
 def test_a_visual_is_decoded_once_until_its_file_changes(qwen_folder, tmp_path, write_clip, monkeypatch):
     path, processor, opened = write_clip(tmp_path / "c.mp4", frames=8), load_processor(qwen_folder), []
-    monkeypatch.setattr(visuals, "VideoReader", lambda *a, real=visuals.VideoReader: opened.append(a) or real(*a))
+    real = visuals.VideoReader
+    monkeypatch.setitem(visuals.READERS, "pyav", lambda *a: opened.append(a) or real(*a))
     first = processor.encode(user(video(path), "How many?"))
     second = processor.encode(user(video(path), "Which colour?"))
     np.testing.assert_array_equal(first.vision.patches, second.vision.patches)

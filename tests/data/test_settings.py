@@ -26,7 +26,6 @@ def test_hub_layout(tmp_path):
         "merge_size": 2,
         "min_pixels": 3136,
         "max_pixels": 12845056,
-        "image_mean": [0.1, 0.2, 0.3],
     }
     settings = read_settings(folder_with(tmp_path, config=config, preprocessor_config=images))
     assert (settings.family, settings.patch_size, settings.merge_size, settings.position_side) == (
@@ -36,8 +35,7 @@ def test_hub_layout(tmp_path):
         0,
     )
     assert settings.tokens_per_second == 4
-    assert settings.image_mean == (0.1, 0.2, 0.3)
-    assert settings.image_std == (0.26862954, 0.26130258, 0.27577711)
+    assert settings.window == 4
     assert settings.image_budget == {"min_pixels": 3136, "max_pixels": 12845056}
     assert settings.token_ids["eos_token_id"] == 7
 
@@ -48,7 +46,6 @@ def test_transformers_5_layout_and_defaults(tmp_path):
     files = {"config": config, "processor_config": images, "generation_config": {"eos_token_id": [7, 3]}}
     settings = read_settings(folder_with(tmp_path, **files))
     assert (settings.family, settings.patch_size, settings.position_side) == ("qwen3_vl", 16, 48)
-    assert settings.image_mean == (0.5, 0.5, 0.5)
     assert settings.image_budget == {"min_pixels": 65536, "max_pixels": 16777216}
     assert settings.token_ids["eos_token_id"] == [7, 3]
 

@@ -1,5 +1,7 @@
 """Exact frames from real files: many containers, odd timestamps, rotation, damage."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -146,3 +148,21 @@ def test_what_is_no_video_is_named(tmp_path, write_clip):
         file.mux(stream.encode())
     with pytest.raises(MediaError, match="no picture track .*sound.mp4"):
         probe(tmp_path / "sound.mp4")
+
+
+def test_memory_is_flat_over_a_thousand_opens(tmp_path, write_clip):
+    path = write_clip(tmp_path / "a.mp4", frames=24, size=(320, 240), seed=0)
+    code = f"""
+import os
+from videoauto_jax.data.video import read_frames
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+for opened in range(1000):
+    read_frames({str(path)!r}, [0, 12])
+    if opened == 100:
+        before = resident()
+print(resident() - before, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, threads, files = map(float, done.stdout.split())
+    assert grown < 8 and threads < 40 and files < 20, (grown, threads, files)

@@ -57,7 +57,7 @@ class Script:
 def script(monkeypatch):
     script = Script()
     monkeypatch.setattr(runner, "read_config", lambda folder: None)
-    monkeypatch.setattr(runner, "load_processor", lambda path, **options: script)
+    monkeypatch.setattr(DataConfig, "processor", lambda data, model: script)
     monkeypatch.setattr(runner, "ModelAnswerer", script.answerer)
     return script
 

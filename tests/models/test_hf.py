@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from videoauto_jax.errors import ModelError
-from videoauto_jax.models.config import parse_config, read_config
+from videoauto_jax.models import placing
 from videoauto_jax.models.hf import load_model, save_model, write_tensors
 from videoauto_jax.models.qwen_vl import parameter_paths
 
@@ -149,6 +149,60 @@ def test_a_truncated_file_is_named(broken):
     assert str(file) in str(raised.value)
 
 
+def test_files_that_are_cut_or_missing_are_named(tiny_folder, tmp_path):
+    model = load_model(tiny_folder, dtype="float32")
+    save_model(model, tmp_path, like=tiny_folder, max_shard_size="100KB")
+    second = sorted(tmp_path.glob("*.safetensors"))[1]
+    data = second.read_bytes()
+    for kept in (4, 100, len(data) - 1):
+        second.write_bytes(data[:kept])
+        with pytest.raises(ModelError, match=f"truncated .*{second.name}.*Download this file again"):
+            load_model(tmp_path)
+    second.write_bytes(data[:8] + b"?" + data[9:])
+    with pytest.raises(ModelError, match=f"unreadable weights.*{second.name}"):
+        load_model(tmp_path)
+    second.unlink()
+    with pytest.raises(ModelError, match=f"names a file that is missing .*{second.name}"):
+        load_model(tmp_path)
+
+
+def transposed(tensors):
+    """The experts as transformers 5 writes them."""
+    return {key: tensor.swapaxes(1, 2).copy() if ".experts." in key else tensor for key, tensor in tensors.items()}
+
+
+def test_both_layouts_of_experts(checkpoint, tmp_path):
+    hub = checkpoint("qwen3_vl_moe")
+    shutil.copytree(hub, tmp_path / "own")
+    tensors = transposed(tensors_of(hub))
+    save_file(tensors, tmp_path / "own" / "model.safetensors")
+    models = [load_model(folder, dtype="float32") for folder in (hub, tmp_path / "own")]
+    for (path, expected), found in zip(*(parameter_paths(model).items() for model in models)):
+        np.testing.assert_array_equal(found[1], expected, err_msg=path)
+    save_model(models[0], tmp_path / "out", like=tmp_path / "own")
+    same_bits(tensors_of(tmp_path / "out"), tensors)
+    (tmp_path / "own" / "model.safetensors").unlink()  # nothing left to be like: as on the hub
+    save_model(models[1], tmp_path / "hub", like=tmp_path / "own")
+    same_bits(tensors_of(tmp_path / "hub"), tensors_of(hub))
+
+
+def test_layouts_of_experts_that_cannot_be_told_apart_are_refused(write_tiny):
+    with pytest.raises(ModelError, match="hidden_size 48 does not tell the two layouts"):
+        load_model(write_tiny("qwen3_vl_moe", text={"moe_intermediate_size": 24}))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_pieces_of_any_size_make_the_same_parameters(family, checkpoint, monkeypatch):
+    from videoauto_jax.sharding import MeshConfig, make_mesh
+
+    folder, mesh = checkpoint(family), make_mesh(MeshConfig(fsdp=2, expert=2, tensor=2))
+    expected = parameter_paths(load_model(folder, dtype="float32"))
+    monkeypatch.setattr(placing, "PIECE_BYTES", 1000)
+    for where in (None, mesh):
+        for path, found in parameter_paths(load_model(folder, where, dtype="float32")).items():
+            np.testing.assert_array_equal(found, expected[path], err_msg=path)
+
+
 def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):
     with pytest.raises(ModelError, match="not a model folder"):
         load_model(tmp_path / "nowhere")
@@ -157,49 +211,10 @@ def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):
     shutil.copy(tiny_folder / "config.json", tmp_path)
     with pytest.raises(ModelError, match="no safetensors files"):
         load_model(tmp_path)
-    for text, message in (("{", "does not parse"), ("[]", "not a JSON object"), ("{}", "architecture None")):
+    for text, message in (("{", "broken JSON"), ("[]", "not a JSON object"), ("{}", "architecture None")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ModelError, match=message):
             load_model(tmp_path)
-
-
-def facts(folder):
-    return json.loads((folder / "config.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda f: f | {"model_type": "qwen2_vl"}, "unsupported architecture 'qwen2_vl'"),
-        (lambda f: {key: f[key] for key in f if key != "vision_config"}, "lacks 'vision_config'"),
-        (lambda f: with_text(f, hidden_size=None), "lacks 'hidden_size'"),
-        (lambda f: with_text(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope type 'yarn'"),
-        (lambda f: with_text(f, rope_parameters={"mrope_section": [4, 2, 1], "rope_theta": 1e6}), "mrope_section"),
-    ],
-)
-def test_configs_that_cannot_be_served_are_named(tiny_folder, change, message):
-    with pytest.raises(ModelError, match=message):
-        parse_config(change(facts(tiny_folder)))
-
-
-def with_text(found, **changes):
-    text = found["text_config"] | changes
-    return found | {"text_config": {key: value for key, value in text.items() if value is not None}}
-
-
-def test_flat_and_nested_configs_are_read_alike(tiny_folder):
-    nested = facts(tiny_folder)
-    rope = nested["text_config"]["rope_parameters"]
-    hub = with_text(
-        nested, rope_parameters=None, rope_theta=rope["rope_theta"],
-        rope_scaling={"rope_type": "default", "mrope_section": rope["mrope_section"], "mrope_interleaved": True},
-    )  # fmt: skip
-    flat = {key: value for key, value in hub.items() if key != "text_config"} | hub["text_config"]
-    flat["model_type"] = "qwen3_vl"
-    assert parse_config(flat) == parse_config(hub) == read_config(tiny_folder)
-    config = read_config(tiny_folder)
-    assert (config.text.head_dim, config.text.rope_theta, config.text.mrope_section) == (16, 5e6, (4, 2, 2))
-    assert config.text.tied_head and config.vision.deepstack_layers == (0, 2)
 
 
 def test_a_second_model_of_the_same_config_compiles_nothing(tiny_folder, tiny_model):

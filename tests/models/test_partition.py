@@ -15,14 +15,19 @@ from videoauto_jax.sharding import MeshConfig, make_mesh
 
 @pytest.fixture(scope="module")
 def shapes(untied_folder):
-    model = abstract_model(read_config(untied_folder), "float32", "float32")
+    return shapes_of(untied_folder)
+
+
+def shapes_of(folder):
+    model = abstract_model(read_config(folder), "float32", "float32")
     return {path: leaf.shape for path, leaf in parameter_paths(model).items()}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mesh", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}], ids=str)
-def test_every_parameter_has_a_place(shapes, mesh, layout):
-    mesh = make_mesh(MeshConfig(**mesh))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_every_parameter_has_a_place(family, checkpoint, mesh, layout):
+    mesh, shapes = make_mesh(MeshConfig(**mesh)), shapes_of(checkpoint(family))
     for path, shape in shapes.items():
         axes = logical_axes(path)
         assert not axes or len(axes) == len(shape), path
@@ -57,6 +62,17 @@ def test_specs_by_hand(shapes):
         assert parameter_spec(path, shapes[path], mesh) == spec, path
     q = "text/layers/attention/q/kernel"
     assert parameter_spec(q, shapes[q], mesh, "rollout") == P(None, None, "tensor")
+
+
+def test_experts_have_an_axis_of_their_own(checkpoint):
+    shapes, mesh = shapes_of(checkpoint("qwen3_vl_moe")), make_mesh(MeshConfig(fsdp=2, expert=2, tensor=2))
+    expected = {
+        "text/layers/mlp/experts/gate_up/kernel": P(None, "expert", None, "fsdp", "tensor"),
+        "text/layers/mlp/experts/down/kernel": P(None, "expert", "tensor", "fsdp"),
+        "text/layers/mlp/router/kernel": P(None, "fsdp"),
+    }
+    for path, spec in expected.items():
+        assert parameter_spec(path, shapes[path], mesh) == spec, path
 
 
 def test_what_does_not_divide_stays_whole():

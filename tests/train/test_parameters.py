@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from videoauto_jax.errors import ModelError
-from videoauto_jax.train.parameters import TrainableConfig, decays, group, path_name
+from videoauto_jax.train.parameters import TrainableConfig, decays, group, matrix_axes, path_name
 
 GROUPED = {
     "vision/patch_embed/kernel": "vision",
@@ -75,6 +75,18 @@ def test_norms_and_biases_do_not_decay(path):
 )
 def test_everything_else_decays(path):
     assert decays(path)
+
+
+def test_every_expert_is_a_matrix_of_its_own():
+    up, down = (
+        matrix_axes(f"text/layers/mlp/experts/{name}/kernel", rank) for name, rank in (("gate_up", 5), ("down", 4))
+    )
+    assert (up.reduction_axis, up.output_axis) == ((3,), (4,)) and (down.reduction_axis, down.output_axis) == (
+        (2,),
+        (3,),
+    )
+    router = matrix_axes("text/layers/mlp/router/kernel", 3)
+    assert (router.reduction_axis, router.output_axis) == ((1,), (2,))
 
 
 def test_path_names_of_every_kind():

@@ -26,14 +26,14 @@ class ExportConfig:
         output: folder to write; new or empty.
         step: which checkpoint; null: the newest.
         base: the HF folder that the run started from, if it has moved since.
-        dtype: dtype of the written tensors; null: as they were trained, float32.
+        dtype: dtype of the written tensors; `base`: each as in the base; null: as they were trained, float32.
     """
 
     run: str
     output: str
     step: int | None = None
     base: str | None = None
-    dtype: Literal["bfloat16", "float32"] | None = None
+    dtype: Literal["base", "bfloat16", "float32"] | None = None
 
 
 CONFIG = ExportConfig
@@ -54,8 +54,9 @@ def run(config: ExportConfig, *, force: bool) -> None:
         step = step if config.step is None else config.step
         step = checkpoints.latest() if step is None else step
         restored, _ = checkpoints.restore(step, like={"trainable": trainable}, partial=True)
+    dtype = "like" if config.dtype == "base" else config.dtype
     output = new_folder(config.output, force=force)
-    save_model(nnx.merge(graph, restored["trainable"], frozen), output, like=base, dtype=config.dtype)
+    save_model(nnx.merge(graph, restored["trainable"], frozen), output, like=base, dtype=dtype)
     show(f"step {step} is in [bold]{escape(str(output))}[/]")
 
 

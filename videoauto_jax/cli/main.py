@@ -30,6 +30,7 @@ VERBS = {
     "eval": "videoauto_jax.cli.eval",
     "ask": "videoauto_jax.cli.ask",
     "export": "videoauto_jax.cli.export",
+    "import": "videoauto_jax.cli.import_",
 }
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", re.ASCII)

@@ -18,7 +18,8 @@ from videoauto_jax.data.patches import concatenate_vision
 from videoauto_jax.data.resize import ResizeMode
 from videoauto_jax.data.settings import VisionSettings, read_settings
 from videoauto_jax.data.tokenizer import chat_template, load_tokenizer, resolve_folder
-from videoauto_jax.data.visuals import Visual, load_visual
+from videoauto_jax.data.visuals import ReaderName, Visual, load_visual
+from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, ModelError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.rope import Convention, mrope_positions, next_position
@@ -53,6 +54,7 @@ class Processor:
         video_prompt: chat.VideoPrompt = "inner",
         position_convention: Convention = "upstream",
         resize: ResizeMode = "upstream",
+        video_reader: ReaderName = "pyav",
         video_threads: int = 1,
         cache_bytes: int = 512 * 2**20,
     ):
@@ -61,6 +63,7 @@ class Processor:
             video_prompt: where Qwen3-VL's timestamps stand, see `chat.expand`.
             position_convention: see `models.rope`.
             resize: how frames of videos are resized, see `data.resize`.
+            video_reader: what reads frames: `pyav`, exact on every file, or `decord` (see `data.decord_reader`).
             video_threads: threads that decode one video.
             cache_bytes: memory for visuals that are asked about again; 0 keeps none.
 
@@ -71,9 +74,11 @@ class Processor:
         _check_option("video_prompt", video_prompt, chat.VideoPrompt)
         _check_option("position_convention", position_convention, Convention)
         _check_option("resize", resize, ResizeMode)
+        _check_option("video_reader", video_reader, ReaderName)
         self.tokenizer, self.settings, self.chat_template = tokenizer, settings, chat_template
         self.max_prompt_tokens, self.video_prompt = max_prompt_tokens, video_prompt
         self.position_convention, self.resize, self.video_threads = position_convention, resize, video_threads
+        self.video_reader = video_reader
         tokens = {name: _token_id(tokenizer, settings, name) for name in _TOKENS}
         self.image_token_id, self.video_token_id = tokens["image_token_id"], tokens["video_token_id"]
         self.eos_token_ids = _eos_token_ids(tokenizer, settings)
@@ -120,11 +125,10 @@ class Processor:
         token_ids = chat.repeat_pads(token_ids, counts, (self.image_token_id, self.video_token_id))
         self._check_length(token_ids, messages)
         positions = self._positions(token_ids, visuals)
-        is_visual = np.isin(token_ids, (self.image_token_id, self.video_token_id))
         return Encoded(
             token_ids=token_ids,
             positions=positions,
-            vision_index=np.where(is_visual, np.cumsum(is_visual) - 1, -1).astype(np.int32),
+            vision_index=self._vision_index(token_ids, visuals),
             vision=concatenate_vision([visual.vision for visual in visuals]),
             next_position=next_position(positions),
             text=text,
@@ -144,9 +148,18 @@ class Processor:
         key = visual_key(item)
         visual = self._cache.get(key)
         if visual is None:
-            visual = load_visual(item, self.settings, self.resize, self.video_threads)
+            visual = load_visual(item, self.settings, self.resize, self.video_threads, self.video_reader)
             self._cache.put(key, visual)
         return visual
+
+    def _vision_index(self, token_ids: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
+        settings, index, used = self.settings, np.full(len(token_ids), -1, np.int32), 0
+        rows = [np.zeros(0, np.int32)]
+        for visual in visuals:
+            rows.append(used + token_rows(visual.grid, settings.window, settings.merge_size))
+            used += len(rows[-1])
+        index[np.isin(token_ids, (self.image_token_id, self.video_token_id))] = np.concatenate(rows)
+        return index
 
     def _positions(self, token_ids: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
         return mrope_positions(

@@ -4,9 +4,14 @@ import dataclasses
 from typing import Literal
 
 from videoauto_jax.data.annotations import ImageBudget, Sample, VideoBudget
+from videoauto_jax.data.chat import VideoPrompt
 from videoauto_jax.data.datasets import DatasetConfig, load_datasets
+from videoauto_jax.data.processor import Processor, load_processor
+from videoauto_jax.data.resize import ResizeMode
 from videoauto_jax.data.stream import StreamConfig
+from videoauto_jax.data.visuals import ReaderName
 from videoauto_jax.errors import ConfigError
+from videoauto_jax.models.rope import Convention
 from videoauto_jax.protocol.prompts import system_prompt
 
 
@@ -20,6 +25,7 @@ class DataConfig:
         prompt: the system prompt's mode.
         image, video: budgets of sets that state none.
         max_prompt_tokens: longer prompts are skipped by name.
+        video_prompt, position_convention, resize, video_reader: how prompts are made, see `data.processor.Processor`.
         workers: processes (training) or threads (evaluation) that decode and encode.
         prefetch: batches kept ready.
         prompt_lengths: ladder of padded prompt lengths; null: powers of two and half-way steps.
@@ -33,6 +39,10 @@ class DataConfig:
     image: ImageBudget = ImageBudget()
     video: VideoBudget = VideoBudget()
     max_prompt_tokens: int = 8192
+    video_prompt: VideoPrompt = "inner"
+    position_convention: Convention = "upstream"
+    resize: ResizeMode = "upstream"
+    video_reader: ReaderName = "pyav"
     workers: int = 4
     prefetch: int = 1
     prompt_lengths: tuple[int, ...] | None = None
@@ -56,6 +66,15 @@ class DataConfig:
         text = system_prompt(self.prompt, variant=variant)
         budgets = {"image": self.image, "video": self.video}
         return load_datasets(self.names, self.sets, text, **budgets, keep_missing=keep_missing)
+
+    def processor(self, model: str) -> Processor:
+        """The processor of a checkpoint folder, with the options of this recipe.
+
+        Raises:
+            ModelError: as `Processor.from_pretrained`.
+        """
+        names = ("max_prompt_tokens", "video_prompt", "position_convention", "resize", "video_reader")
+        return load_processor(model, **{name: getattr(self, name) for name in names})
 
     def stream(self, batch_size: int, seed: int) -> StreamConfig:
         """How this data is drawn in training batches; it never ends, the run's length does."""

@@ -1,7 +1,6 @@
 """What a checkpoint folder says about its vision input and its special tokens, read from its JSON files."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +8,12 @@ from types import MappingProxyType
 
 from videoauto_jax.data.vision import VIDEO_FRAME_TOKENS
 from videoauto_jax.errors import ModelError
+from videoauto_jax.models.config import read_image_facts, read_json
 
 FAMILIES = MappingProxyType({"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"})
-_CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
-_HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 _DEFAULTS = {
-    "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 2, **_CLIP},
-    "qwen3_vl": {"patch_size": 16, "num_position_embeddings": 2304, **_HALF},
+    "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 2, "window_size": 112},
+    "qwen3_vl": {"patch_size": 16, "num_position_embeddings": 2304, "window_size": 0},
 }
 
 
@@ -28,8 +26,8 @@ class VisionSettings:
         patch_size: pixels along the side of a patch.
         merge_size: patches along the side of what becomes one token.
         position_side: side of the square grid of learned position embeddings; 0 if there is none (Qwen2.5-VL).
+        window: tokens along the side of an attention window; 0 if there is none (Qwen3-VL).
         tokens_per_second: M-RoPE time positions per second (Qwen2.5-VL).
-        image_mean, image_std: normalisation of RGB values in 0..1, applied on the device.
         image_budget: `min_pixels` and `max_pixels` of images that state none, where the folder says so.
         token_ids: special tokens named in config.json (`image_token_id`, …, `eos_token_id`).
     """
@@ -38,9 +36,8 @@ class VisionSettings:
     patch_size: int
     merge_size: int
     position_side: int
+    window: int
     tokens_per_second: int
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
     image_budget: Mapping[str, int]
     token_ids: Mapping[str, int | list[int]]
 
@@ -73,42 +70,20 @@ def read_settings(folder: Path) -> VisionSettings:
             where=folder / "config.json",
             fix=f"Use one of {', '.join(FAMILIES)}",
         )
-    images = _image_settings(folder)
+    images = read_image_facts(folder)
     vision = {**_DEFAULTS[family], **config.get("vision_config", {})}
     _check_patches(vision, images, folder)
-    normal = {key: tuple(images.get(key) or vision[key]) for key in ("image_mean", "image_std")}
+    merge_size = vision.get("spatial_merge_size", 2)
     return VisionSettings(
         family=family,
         patch_size=vision["patch_size"],
-        merge_size=vision.get("spatial_merge_size", 2),
+        merge_size=merge_size,
         position_side=_side(vision.get("num_position_embeddings", 0), folder),
+        window=vision["window_size"] // (vision["patch_size"] * merge_size),
         tokens_per_second=vision.get("tokens_per_second", 2),
         image_budget=_image_budget(images),
         token_ids=_token_ids(config, folder),
-        **normal,
     )
-
-
-def read_json(path: Path) -> dict | None:
-    """The object in a JSON file, or None if there is no file.
-
-    Raises:
-        ModelError: the file holds something else.
-    """
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"broken JSON: {error}", where=path, fix="Download the file again") from error
-    if not isinstance(found, dict):
-        raise ModelError("not a JSON object", where=path, fix="Download the file again")
-    return found
-
-
-def _image_settings(folder: Path) -> dict:
-    nested = (read_json(folder / "processor_config.json") or {}).get("image_processor")
-    return nested or read_json(folder / "preprocessor_config.json") or {}
 
 
 def _image_budget(images: dict) -> Mapping[str, int]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from videoauto_jax.data.settings import read_json
 from videoauto_jax.errors import ModelError
+from videoauto_jax.models.config import read_json
 
 
 def resolve_folder(path: str | Path) -> Path:

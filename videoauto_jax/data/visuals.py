@@ -3,18 +3,22 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from videoauto_jax.data.decord_reader import DecordReader
 from videoauto_jax.data.image import load_image
 from videoauto_jax.data.patches import pack_frames
 from videoauto_jax.data.resize import ResizeMode, resize_frame
 from videoauto_jax.data.settings import VisionSettings
 from videoauto_jax.data.video import VideoReader
 from videoauto_jax.data.vision import VideoPlan, plan_frames, plan_image, plan_video
-from videoauto_jax.errors import DataError, ModelError
+from videoauto_jax.errors import DataError
 from videoauto_jax.models.inputs import VisionInputs
 
+ReaderName = Literal["pyav", "decord"]
+READERS = {"pyav": VideoReader, "decord": DecordReader}
 _SOURCES = {"image": ("image", "image_url", "url", "path", "base64"), "video": ("video", "video_url", "url", "path")}
 
 
@@ -62,7 +66,13 @@ def visual_source(item: Mapping, kind: str) -> object:
     raise DataError(f"a message has a {kind} without a source", fix=f'Write {{"type": "{kind}", "{kind}": PATH}}')
 
 
-def load_visual(item: Mapping, settings: VisionSettings, resize: ResizeMode = "upstream", threads: int = 1) -> Visual:
+def load_visual(
+    item: Mapping,
+    settings: VisionSettings,
+    resize: ResizeMode = "upstream",
+    threads: int = 1,
+    reader: ReaderName = "pyav",
+) -> Visual:
     """Reads, samples, resizes and packs one visual.
 
     Args:
@@ -70,13 +80,11 @@ def load_visual(item: Mapping, settings: VisionSettings, resize: ResizeMode = "u
             images or uint8 [T, H, W, 3]) with their `sample_fps`.
         resize: how frames of videos are resized; still images always take Pillow's bicubic.
         threads: decoding threads.
+        reader: which library reads frames of videos, a key of `READERS`.
 
     Raises:
         MediaError: the visual cannot be read or does not fit its budget.
-        ModelError: a model family whose vision tower is not built yet.
     """
-    if settings.family != "qwen3_vl":
-        raise ModelError(f"images and videos for {settings.family} are not built yet", fix="Use a Qwen3-VL checkpoint")
     kind = visual_kind(item)
     source = visual_source(item, kind)
     item = settings.with_budget(item, kind)
@@ -85,7 +93,7 @@ def load_visual(item: Mapping, settings: VisionSettings, resize: ResizeMode = "u
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     if isinstance(source, str | Path | bytes):
-        plan, frames = _read_video(source, item, settings, resize, threads)
+        plan, frames = _read_video(READERS[reader](source, threads), item, settings, resize)
     else:
         plan, frames = _read_list(source, item, settings, resize)
     return Visual("video", plan.grid, plan.timestamps, plan.second_per_grid, _pack(frames, settings))
@@ -98,8 +106,8 @@ def _load_image(source, item, settings) -> Visual:
     return Visual("image", plan.grid, (), 0.0, _pack([np.asarray(image)], settings))
 
 
-def _read_video(source, item, settings, resize, threads) -> tuple[VideoPlan, list[np.ndarray]]:
-    with VideoReader(source, threads) as reader:
+def _read_video(opened, item, settings, resize) -> tuple[VideoPlan, list[np.ndarray]]:
+    with opened as reader:
         while True:
             info = reader.info
             sizes = {"patch_size": settings.patch_size, "merge_size": settings.merge_size}
@@ -120,4 +128,5 @@ def _read_list(source, item, settings, resize) -> tuple[VideoPlan, list[np.ndarr
 
 
 def _pack(frames: list[np.ndarray], settings: VisionSettings) -> VisionInputs:
-    return pack_frames(np.stack(frames), settings.patch_size, settings.position_side, settings.merge_size)
+    sizes = settings.patch_size, settings.position_side, settings.merge_size, settings.window
+    return pack_frames(np.stack(frames), *sizes)

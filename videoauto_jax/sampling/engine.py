@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from videoauto_jax.kernels.attention import decode_attention, self_attention
 from videoauto_jax.models.inputs import ModelInputs
-from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol import gate as gates
 from videoauto_jax.protocol.automaton import Automaton
 

@@ -12,8 +12,8 @@ import numpy as np
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.models.inputs import ModelInputs
-from videoauto_jax.models.qwen3_vision import VisionFeatures
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, Mode, make_answer

@@ -11,14 +11,18 @@ from PIL import Image
 
 from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.visuals import load_visual
+from videoauto_jax.data.windows import token_rows
 from videoauto_jax.kernels.attention import self_attention
-from videoauto_jax.models.hf import load_model
+from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.models.rotary import text_rotary
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # models this small only wait for each other's threads
 BUDGET = {"min_pixels": 4 * 1024, "max_pixels": 16 * 1024, "total_pixels": 64 * 1024}
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 RNG = np.random.default_rng(0)
 
 
@@ -43,6 +47,7 @@ CASES = {
     "image": user(image(100, 70), "What is it?"),
     "two images": user(image(64, 64), "and", image(40, 130), "Which?"),
     "video": user(video(5, 90, 60), "What happens?"),  # an odd number of frames
+    "two videos": user(video(4, 64, 64), video(9, 50, 120), "Which?"),
     "image and video": user("First", image(70, 50), "then", video(6, 64, 96), "What happens in the video?"),
 }
 
@@ -50,18 +55,18 @@ CASES = {
 forward = jax.jit(lambda model, inputs: model(inputs))
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_folder, tiny_model, tiny_processor):
-    """Our model and theirs from one folder, with its processor."""
-    return tiny_model, theirs(tiny_folder), tiny_processor
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, checkpoint):
+    """Our model and theirs from one folder, with its processor, which numbers positions as transformers 5 does."""
+    folder = checkpoint(request.param, tied=request.param == "qwen3_vl")
+    return load_model(folder, dtype="float32"), theirs(folder), load_processor(folder, position_convention="hf")
 
 
 def theirs(folder):
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def torch_inputs(messages, processor):
@@ -73,13 +78,20 @@ def torch_inputs(messages, processor):
     for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         visuals = [load_visual(item, processor.settings) for item in items if item["type"] == kind]
         if visuals:
-            inputs[pixels] = torch.cat([normalised(visual.vision.patches) for visual in visuals])
+            inputs[pixels] = torch.cat([pixel_values(visual, processor.settings) for visual in visuals])
             inputs[f"{kind}_grid_thw"] = torch.tensor([visual.grid for visual in visuals])
+        if visuals and kind == "video" and processor.settings.family == "qwen2_5_vl":
+            inputs["second_per_grid_ts"] = torch.tensor([visual.second_per_grid for visual in visuals])
     return inputs
 
 
-def normalised(patches):
-    return torch.tensor((patches.astype(np.float32) - 127.5) / 127.5)
+def pixel_values(visual, settings):
+    """Normalised patches, row by row within each frame as transformers takes them."""
+    mean, std = CLIP if settings.family == "qwen2_5_vl" else HALF
+    fours = visual.vision.patches.reshape(-1, 4 * visual.vision.patches.shape[1])
+    fours = fours[token_rows(visual.grid, settings.window)]
+    pixels = fours.reshape(-1, 3, 2 * settings.patch_size**2).astype(np.float32) / 255
+    return torch.tensor((pixels - np.float32(mean)[:, None]) / np.float32(std)[:, None]).flatten(1)
 
 
 def their_logits(model, inputs):
@@ -95,6 +107,14 @@ def test_logits_of_every_kind_of_prompt_alone_and_in_one_padded_batch(pair):
         np.testing.assert_allclose(row[: len(expected)], expected, atol=2e-5, err_msg=name)
     alone = np.asarray(forward(ours, processor([CASES[name]])))[0, : len(expected)]
     np.testing.assert_allclose(alone, expected, atol=2e-5)
+
+
+def test_an_export_gives_transformers_the_same_logits(pair, checkpoint, tmp_path):
+    ours, reference, processor = pair
+    family = ours.config.family
+    save_model(ours, tmp_path, like=checkpoint(family, tied=family == "qwen3_vl"), max_shard_size="100KB")
+    inputs = torch_inputs(CASES["image and video"], processor)
+    np.testing.assert_array_equal(their_logits(theirs(tmp_path), inputs), their_logits(reference, inputs))
 
 
 def test_logits_of_a_head_of_its_own(untied_folder):
@@ -120,13 +140,16 @@ def test_the_vision_tower_and_its_mergers(pair):
     ours, reference, processor = pair
     visual = load_visual(CASES["video"][0]["content"][0], processor.settings)
     with torch.no_grad():
-        found = reference.model.visual(normalised(visual.vision.patches), torch.tensor([visual.grid]))
+        pixels = pixel_values(visual, processor.settings)
+        found = reference.model.visual(pixels, torch.tensor([visual.grid]))
     features = jax.jit(lambda model, vision: model.encode_vision(vision))(ours, visual.vision)
     merged = ours.merge_vision(features)
-    np.testing.assert_allclose(features.last, found.last_hidden_state.numpy(), atol=1e-5)
-    np.testing.assert_allclose(merged.slots, found.pooler_output.numpy(), atol=1e-5)
-    assert len(found.deepstack_features) == len(merged.deepstack) == 2
-    for mine, expected in zip(merged.deepstack, found.deepstack_features):
+    rows = token_rows(visual.grid, processor.settings.window)
+    np.testing.assert_allclose(features.last, found.last_hidden_state.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(merged.slots[rows], found.pooler_output.numpy(), atol=1e-5)
+    deepstack = getattr(found, "deepstack_features", [])
+    assert len(deepstack) == len(merged.deepstack) == len(ours.config.vision.deepstack_layers)
+    for mine, expected in zip(merged.deepstack, deepstack):
         np.testing.assert_allclose(mine, expected.numpy(), atol=1e-5)
 
 
@@ -141,7 +164,7 @@ def test_one_decoder_layer(pair, index):
         rotary = text.rotary_emb(torch.tensor(x), torch.tensor(positions).long())
         mask = torch.full((9, 9), -torch.inf).triu(1)[None, None]
         expected = text.layers[index](torch.tensor(x), position_embeddings=rotary, attention_mask=mask).numpy()
-    mine = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
+    mine = text_rotary(positions, config)
     for found, their in zip(mine, rotary):
         np.testing.assert_allclose(found, their.numpy(), atol=1e-5)
     graph, weights = nnx.split(ours.text.layers)
@@ -151,21 +174,26 @@ def test_one_decoder_layer(pair, index):
     np.testing.assert_allclose(layer(jnp.asarray(x), mine, attention, None)[0], expected, atol=1e-5)
 
 
-def test_a_checkpoint_that_transformers_wrote(tmp_path, tiny_folder, tiny_processor):
-    """Its own layout of shards, dtype and config, and its own initial weights, made less trivial."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_that_transformers_wrote(family, tmp_path, checkpoint):
+    """Its own layout of shards, experts, dtype and config, and its own initial weights, made less trivial."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
-    reference = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(tiny_folder)).eval()
+    processor = load_processor(checkpoint(family))
+    reference = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint(family))).eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.02))
     reference.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     ours = load_model(tmp_path, dtype="float32")
-    expected = their_logits(reference, torch_inputs(CASES["image"], tiny_processor))
-    found = np.asarray(forward(ours, tiny_processor([CASES["image"]])))[0, : len(expected)]
+    expected = their_logits(reference, torch_inputs(CASES["image"], processor))
+    found = np.asarray(forward(ours, processor([CASES["image"]])))[0, : len(expected)]
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    save_model(ours, tmp_path / "out", like=tmp_path)
+    inputs = torch_inputs(CASES["image"], processor)
+    np.testing.assert_allclose(their_logits(theirs(tmp_path / "out"), inputs), expected, atol=1e-6)
 
 
 def test_bfloat16_is_near_float32(tiny_folder, tiny_model, tiny_processor):

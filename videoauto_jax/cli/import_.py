@@ -1,0 +1,50 @@
+"""`videoauto import`: an HF folder as a sharded checkpoint, which `export` turns back bit for bit."""
+
+import dataclasses
+from pathlib import Path
+
+from flax import nnx
+from rich import print as show
+from rich.markup import escape
+
+from videoauto_jax.checkpoint import Checkpoints
+from videoauto_jax.config import dump_config
+from videoauto_jax.files import new_folder, write_atomic
+from videoauto_jax.models.config import read_config
+from videoauto_jax.models.hf import load_model
+from videoauto_jax.sharding import MeshConfig, make_mesh
+from videoauto_jax.train.parameters import TrainableConfig
+from videoauto_jax.train.recipe import SFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportConfig:
+    """One import.
+
+    Attributes:
+        model: HF folder.
+        output: folder to write; new or empty.
+        mesh: devices along each mesh axis, over which the checkpoint is written.
+    """
+
+    model: str
+    output: str
+    mesh: MeshConfig = MeshConfig()
+
+
+CONFIG = ImportConfig
+HELP = "Writes a Hugging Face model folder as a sharded checkpoint."
+POSITIONAL = ("model", "output")
+
+
+def run(config: ImportConfig, *, force: bool) -> None:
+    """Writes what a training run of no steps leaves: all parameters, float32, as step 0."""
+    read_config(config.model)  # before the output is touched
+    model = load_model(config.model, make_mesh(config.mesh), dtype="float32")
+    output = new_folder(config.output, force=force)
+    everything = TrainableConfig(vision=True)
+    recipe = SFTConfig(str(Path(config.model).resolve()), str(output), mesh=config.mesh, trainable=everything)
+    with Checkpoints(output / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"trainable": nnx.split(model, everything, ...)[1]}, {}, wait=True)
+    write_atomic(output / "config.yaml", dump_config(recipe))
+    show(f"the checkpoint is in [bold]{escape(str(output))}[/]")
