@@ -6,38 +6,16 @@ attention over their union. Prompt plus branch, cached decoding and anything tha
 Shapes: `B` rows, `T` queries, `S` keys, `N` query heads, `K` key/value heads (`N` a multiple of `K`), `H` head size.
 """
 
-import dataclasses
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from videoauto_jax.kernels import reference
+from videoauto_jax.kernels import backends
+from videoauto_jax.kernels.mask import Mask, packed, shared
+from videoauto_jax.kernels.quantized import Quantized
+from videoauto_jax.kernels.sharded import over_mesh
 
 Partial = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Which query may see which key: same non-zero segment and, if causal, a key index not above the query's.
-
-    Attributes:
-        query_segments: segment of each query, 0 sees nothing.
-        key_segments: segment of each key, 0 is seen by nothing.
-        causal: compare row indices; queries and keys then are the same tokens.
-        segment_bound: static upper bound on the length of a contiguous segment, or None where segments may be anywhere.
-            With a bound, queries and keys must be the same tokens and cost is linear in their number.
-    """
-
-    query_segments: Int[Array, "B T"]
-    key_segments: Int[Array, "B S"]
-    causal: bool = dataclasses.field(default=False, metadata={"static": True})
-    segment_bound: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-
-BACKENDS: dict[str, Callable[..., Partial]] = {"reference": reference.attend}
 
 
 def attend(
@@ -50,18 +28,21 @@ def attend(
 ) -> Partial:
     """Scaled dot-product attention over the keys that `mask` allows; scale is `H ** -0.5`.
 
+    Differentiable in q, k and v through both results, on every backend.
+
     Returns:
         The output in q's dtype, and the natural logarithm of the sum of exponentials in float32. Where a query sees no
         key they are 0 and -inf.
 
     Raises:
-        ValueError: the backend does not exist.
+        BackendError: the backend does not exist, or cannot serve this call; the message says why.
     """
-    if backend == "auto":
-        backend = "reference"
-    if backend not in BACKENDS:
-        raise ValueError(f"no attention backend {backend!r}; there are {sorted(BACKENDS)}")
-    return BACKENDS[backend](q, k, v, mask)
+    if k.shape[1] == 0:
+        return jnp.zeros_like(q), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
+    module = backends.choose("attend", backend, q, k, v, mask)
+    if module.XLA_SPLITS:
+        return module.attend(q, k, v, mask)
+    return over_mesh(module.attend, q, k, v, mask, head_axes=(2, 2, 2, None), results=(2, 2))
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -88,8 +69,8 @@ def self_attention(
     segment_bound: int | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attention of rows to themselves within segments."""
-    return attend(q, k, v, Mask(segment_ids, segment_ids, causal, segment_bound), backend=backend)[0]
+    """Attention of rows to themselves within segments; see `videoauto_jax.kernels.mask.packed`."""
+    return attend(q, k, v, packed(segment_ids, causal=causal, bound=segment_bound), backend=backend)[0]
 
 
 def group_attention(
@@ -106,17 +87,16 @@ def group_attention(
 
     Args:
         q, k, v: projections of the whole row.
-        segment_ids: 1 on the prompt, 2, 3, … on branches, 0 on padding (also inside the prompt's part).
+        segment_ids: 1 on the prompt, 2, 3, … on branches, 0 on padding (also before or after the prompt's tokens).
         prompt_length: static length of the prompt's part, `P`; branches are packed in the remaining `T - P` slots.
         segment_bound: static upper bound on the length of a branch.
         backend: see `attend`.
     """
     prompt, branch = slice(None, prompt_length), slice(prompt_length, None)
-    prompt_segments, branch_segments = segment_ids[:, prompt], segment_ids[:, branch]
-    prompt_mask = Mask(prompt_segments, prompt_segments, causal=True)
-    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], prompt_mask, backend=backend)
-    to_prompt = Mask((branch_segments > 0).astype(jnp.int32), (prompt_segments > 0).astype(jnp.int32))
-    own = Mask(branch_segments, branch_segments, causal=True, segment_bound=segment_bound)
+    in_prompt, in_branch = segment_ids[:, prompt], segment_ids[:, branch]
+    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], packed(in_prompt, causal=True), backend=backend)
+    to_prompt = shared(in_branch > 0, in_prompt > 0)
+    own = packed(in_branch, causal=True, bound=segment_bound)
     branch_out, _ = merge(
         attend(q[:, branch], k[:, prompt], v[:, prompt], to_prompt, backend=backend),
         attend(q[:, branch], k[:, branch], v[:, branch], own, backend=backend),
@@ -126,8 +106,8 @@ def group_attention(
 
 def decode_attention(
     q: Float[Array, "B G N H"],
-    prompt_k: Float[Array, "B P K H"],
-    prompt_v: Float[Array, "B P K H"],
+    prompt_k: Float[Array, "B P K H"] | Quantized,
+    prompt_v: Float[Array, "B P K H"] | Quantized,
     prompt_segments: Int[Array, "B P"],
     k: Float[Array, "B G R K H"],
     v: Float[Array, "B G R K H"],
@@ -139,18 +119,18 @@ def decode_attention(
 
     Args:
         q: the query of each branch's newest token.
-        prompt_k, prompt_v: the shared prompt's cache.
-        prompt_segments: non-zero where the prompt has a token.
-        k, v: each branch's own cache, the newest token included.
+        prompt_k, prompt_v: the shared prompt's cache, plain or quantized.
+        prompt_segments: non-zero where the prompt has a token; one run per row.
+        k, v: each branch's own cache, the newest token included; `R` may be 0.
         lengths: filled slots of each branch's own cache.
-        backend: see `attend`.
+        backend: "composed" (two `attend` and a merge), "triton", or "auto".
+
+    Raises:
+        BackendError: see `attend`.
     """
-    rows, branches, slots = k.shape[:3]
-    everyone = jnp.ones((rows, branches), jnp.int32)
-    shared = attend(q, prompt_k, prompt_v, Mask(everyone, (prompt_segments > 0).astype(jnp.int32)), backend=backend)
-    filled = (jnp.arange(slots) < lengths[..., None]).astype(jnp.int32)
-    flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731
-    own_mask = Mask(jnp.ones((rows * branches, 1), jnp.int32), flat(filled))
-    out, lse = attend(flat(q)[:, None], flat(k), flat(v), own_mask, backend=backend)
-    own = out.reshape(q.shape), lse.reshape(q.shape[:-1])
-    return merge(shared, own)[0]
+    mask = shared(jnp.ones(lengths.shape, bool), prompt_segments > 0)
+    arguments = q, prompt_k, prompt_v, mask, k, v, lengths
+    module = backends.choose("decode", backend, *arguments)
+    if module.XLA_SPLITS:
+        return module.decode(*arguments)
+    return over_mesh(module.decode, *arguments, head_axes=(2, 2, 2, None, 3, 3, None), results=2)
