@@ -135,7 +135,7 @@ def decode(
     ends = [x.astype(jnp.int32) for x in (mask.start, mask.stop, lengths)]
     operands = q, shared_k, shared_v, k_scale, v_scale, k, v, *ends
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*cut.partials, cut.size), cut.partials)]
-    outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), num_warps=8, num_stages=2)
+    outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), num_warps=8, num_stages=3)
     return _call(merge_kernel, (outs, lses), jax.ShapeDtypeStruct(q.shape, q.dtype), cut.merge_launch(), num_warps=4)
 
 
@@ -162,37 +162,55 @@ def split_kernel(
     QUANTIZED: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """One split of the prompt for all branches (the first programs), or of one branch's own keys (the others)."""
-    program, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    row, kv_head = pair // K, pair % K
-    group: tl.constexpr = N // K
-    head = tl.arange(0, HEAD)
+    program, pair = tl.program_id(0), tl.program_id(1)
+    parts = pair * (PROMPT_SPLITS + OWN_SPLITS) * (G * (N // K))  # where the partials of this prompt and head begin
     if program < TILES * PROMPT_SPLITS:
-        part = program // TILES
-        query = program % TILES * SHARED_ROWS + tl.arange(0, SHARED_ROWS)
-        real = query < G * group
-        first = tl.maximum(tl.load(start + row * G), part * SPLIT)
-        last = tl.minimum(tl.load(stop + row * G), part * SPLIT + SPLIT)
-        keys = (row * P * K + kv_head).to(tl.int64)
-        out, lse = _partial(
-            _queries(q, row, kv_head, query, real, head, G, N, K, H), prompt_k + keys * H, prompt_v + keys * H,
-            k_scale + keys, v_scale + keys, first, last, head, K, H, BLOCK, QUANTIZED, SCALE,
+        _prompt_split(
+            q, prompt_k, prompt_v, k_scale, v_scale, start, stop, outs, lses, parts, program // TILES,
+            program % TILES, pair // K, pair % K, G, N, K, P, H, HEAD, SPLIT, SHARED_ROWS, BLOCK, QUANTIZED, SCALE,
         )  # fmt: skip
-        at = (pair * (PROMPT_SPLITS + OWN_SPLITS) + part) * (G * group) + query
-        _store(outs, lses, at, real, head, out, lse, H)
     else:
-        branch = (program - TILES * PROMPT_SPLITS) % G
-        part = (program - TILES * PROMPT_SPLITS) // G
-        within = tl.arange(0, OWN_ROWS)
-        query = branch * group + within
-        real = within < group
-        last = tl.minimum(tl.minimum(tl.load(lengths + row * G + branch), R), part * SPLIT + SPLIT)
-        keys = ((row * G + branch) * R * K + kv_head).to(tl.int64)
-        out, lse = _partial(
-            _queries(q, row, kv_head, query, real, head, G, N, K, H), own_k + keys * H, own_v + keys * H,
-            k_scale, v_scale, part * SPLIT, last, head, K, H, BLOCK, False, SCALE,
+        own = program - TILES * PROMPT_SPLITS
+        _own_split(
+            q, own_k, own_v, k_scale, v_scale, lengths, outs, lses, parts + PROMPT_SPLITS * (G * (N // K)), own // G,
+            own % G, pair // K, pair % K, G, N, K, R, H, HEAD, SPLIT, OWN_ROWS, BLOCK, SCALE,
         )  # fmt: skip
-        at = (pair * (PROMPT_SPLITS + OWN_SPLITS) + PROMPT_SPLITS + part) * (G * group) + query
-        _store(outs, lses, at, real, head, out, lse, H)
+
+
+@triton.jit
+def _prompt_split(
+    q, k, v, k_scale, v_scale, start, stop, outs, lses, parts, part, tile, row, kv_head,
+    G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, P: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, QUANTIZED: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    query, head = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, HEAD)
+    real = query < G * (N // K)
+    first = tl.maximum(tl.load(start + row * G), part * SPLIT)
+    last = tl.minimum(tl.load(stop + row * G), part * SPLIT + SPLIT)
+    keys = row.to(tl.int64) * (P * K) + kv_head
+    rows = _queries(q, row, kv_head, query, real, head, G, N, K, H)
+    out, lse = _partial(
+        rows, k + keys * H, v + keys * H, k_scale + keys, v_scale + keys, first, last, head,
+        K, H, BLOCK, QUANTIZED, SCALE,
+    )  # fmt: skip
+    _store(outs, lses, parts + part * (G * (N // K)) + query, real, head, out, lse, H)
+
+
+@triton.jit
+def _own_split(
+    q, k, v, k_scale, v_scale, lengths, outs, lses, parts, part, branch, row, kv_head,
+    G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, R: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    within, head = tl.arange(0, ROWS), tl.arange(0, HEAD)
+    query, real = branch * (N // K) + within, within < N // K
+    last = tl.minimum(tl.minimum(tl.load(lengths + row * G + branch), R), part * SPLIT + SPLIT)
+    keys = (row * G + branch).to(tl.int64) * (R * K) + kv_head
+    rows = _queries(q, row, kv_head, query, real, head, G, N, K, H)
+    out, lse = _partial(
+        rows, k + keys * H, v + keys * H, k_scale, v_scale, part * SPLIT, last, head, K, H, BLOCK, False, SCALE
+    )
+    _store(outs, lses, parts + part * (G * (N // K)) + query, real, head, out, lse, H)
 
 
 @triton.jit
