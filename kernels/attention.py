@@ -123,14 +123,29 @@ def decode_attention(
         prompt_segments: non-zero where the prompt has a token; one run per row.
         k, v: each branch's own cache, the newest token included; `R` may be 0.
         lengths: filled slots of each branch's own cache.
-        backend: "composed" (two `attend` and a merge), "triton", or "auto".
+        backend: "composed" (`attend` and `merge`), "triton", or "auto".
 
     Raises:
         BackendError: see `attend`.
     """
+    return decode_partial(q, prompt_k, prompt_v, prompt_segments, k, v, lengths, backend=backend)[0]
+
+
+def decode_partial(
+    q: Float[Array, "B G N H"],
+    prompt_k: Float[Array, "B P K H"] | Quantized,
+    prompt_v: Float[Array, "B P K H"] | Quantized,
+    prompt_segments: Int[Array, "B P"],
+    k: Float[Array, "B G R K H"],
+    v: Float[Array, "B G R K H"],
+    lengths: Int[Array, "B G"],
+    *,
+    backend: str = "auto",
+) -> Partial:
+    """`decode_attention` with its log-sum-exp, for a cache of which this is a part. Not differentiable."""
     mask = shared(jnp.ones(lengths.shape, bool), prompt_segments > 0)
     arguments = q, prompt_k, prompt_v, mask, k, v, lengths
     module = backends.choose("decode", backend, *arguments)
     if module.XLA_SPLITS:
         return module.decode(*arguments)
-    return over_mesh(module.decode, *arguments, head_axes=(2, 2, 2, None, 3, 3, None), results=2)
+    return over_mesh(module.decode, *arguments, head_axes=(2, 2, 2, None, 3, 3, None), results=(2, 2))

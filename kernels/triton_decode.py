@@ -104,7 +104,7 @@ class Plan:
         pairs, splits, queries = self.partials
         constants = dict(
             G=self.branches, N=self.heads, K=self.kv_heads, H=self.size, HEAD=triton.next_power_of_2(self.size),
-            SPLITS=splits, BLOCK=min(32, triton.next_power_of_2(splits)),
+            SPLITS=splits, BLOCK=min(32, triton.next_power_of_2(splits)), LOG2E=LOG2_E,
         )  # fmt: skip
         return (queries, pairs, 1), constants
 
@@ -127,8 +127,8 @@ def decode(
     k: Float[Array, "B G R K H"],
     v: Float[Array, "B G R K H"],
     lengths: Int[Array, "B G"],
-) -> Float[Array, "B G N H"]:
-    """See `videoauto_jax.kernels.attention.decode_attention`."""
+) -> tuple[Float[Array, "B G N H"], Float[Array, "B G N"]]:
+    """See `videoauto_jax.kernels.attention.decode_partial`."""
     cut = plan(q, prompt_k, k)
     values = lambda x: (x.values, x.scale) if isinstance(x, Quantized) else (x, lengths)  # noqa: E731  no scale is read
     (shared_k, k_scale), (shared_v, v_scale) = values(prompt_k), values(prompt_v)
@@ -136,10 +136,11 @@ def decode(
     operands = q, shared_k, shared_v, k_scale, v_scale, k, v, *ends
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*cut.partials, cut.size), cut.partials)]
     outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), num_warps=8, num_stages=3)
-    return _call(merge_kernel, (outs, lses), jax.ShapeDtypeStruct(q.shape, q.dtype), cut.merge_launch(), num_warps=4)
+    shapes = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)]
+    return tuple(_call(merge_kernel, (outs, lses), shapes, cut.merge_launch(), num_warps=4))
 
 
-def _call(kernel, operands, out, launch, **options) -> Array:
+def _call(kernel, operands, out, launch, **options) -> list[Array]:
     """jax-triton 0.3 takes `out_shape`, 0.4 `out_type`; without a GPU, neither can ask what it is compiling for."""
     import inspect
 
@@ -265,9 +266,9 @@ def _store(outs, lses, at, real, head, out, lse, H: tl.constexpr):
 
 @triton.jit
 def merge_kernel(
-    outs, lses, result,
+    outs, lses, result, result_lse,
     G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
     """One query: the sum of its partials, weighted by the exponentials of their log-sum-exps."""
     query, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -281,11 +282,14 @@ def merge_kernel(
         lse = tl.load(lses + at, mask=part < SPLITS, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(lse, 0))
         weight = tl.exp2(lse - new_top)
-        out = tl.load(outs + at[:, None] * H + head[None, :], mask=(part < SPLITS)[:, None] & (head < H)[None, :], other=0.0)
+        inside = (part < SPLITS)[:, None] & (head < H)[None, :]
+        out = tl.load(outs + at[:, None] * H + head[None, :], mask=inside, other=0.0)
         shrink = tl.exp2(top - new_top)
         acc = acc * shrink + tl.sum(weight[:, None] * out, 0)
         total = total * shrink + tl.sum(weight, 0)
         top = new_top
     row, kv_head = pair // K, pair % K
-    place = ((row * G + query // group) * N + kv_head * group + query % group) * H + head
-    tl.store(result + place, (acc / tl.where(total > 0, total, 1.0)).to(result.dtype.element_ty), mask=head < H)
+    place = (row * G + query // group) * N + kv_head * group + query % group
+    safe = tl.where(total > 0, total, 1.0)
+    tl.store(result + place * H + head, (acc / safe).to(result.dtype.element_ty), mask=head < H)
+    tl.store(result_lse + place, tl.where(total > 0, (top + tl.log2(safe)) / LOG2E, float("-inf")))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoauto_jax.kernels import reference
+from videoauto_jax.kernels import composed, reference
 from videoauto_jax.kernels.attention import attend, decode_attention, group_attention, merge, self_attention
 from videoauto_jax.kernels.mask import Mask, packed, shared
 from videoauto_jax.kernels.quantized import dequantize, quantize
@@ -160,3 +160,24 @@ def test_a_quantized_prompt_is_what_it_stands_for(dense):
     whole = [dequantize(x, np.float32) for x in small]
     got = decode_attention(q, *small, *arguments, lengths)
     np.testing.assert_allclose(got, decode_attention(q, *whole, *arguments, lengths), atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("group", [1, 7])
+def test_decoding_is_the_last_row_of_each_branch(dense, group, cut, monkeypatch):
+    if cut:  # as off the CPU
+        monkeypatch.setattr(composed, "SPLIT", 3)
+        monkeypatch.setattr(composed.backends, "device_kind", lambda: "something new")
+    rows, branches, prompt, slots, size = 2, 3, 6, 4, 8
+    rng = np.random.default_rng(10)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    q, shared_kv = normal(rows, branches, 2 * group, size), normal(2, rows, prompt, 2, size)
+    own = normal(2, rows, branches, slots, 2, size)
+    prompt_segments = np.array([[1] * 6, [0, 1, 0, 0, 0, 0]], np.int32)
+    lengths = np.array([[1, 4, 0], [2, 3, 1]], np.int32)  # no own keys at all: the prompt alone
+    got = jax.jit(decode_attention)(q, *shared_kv, prompt_segments, *own, lengths)
+    for b, g in np.ndindex(rows, branches):
+        there, m = prompt_segments[b] > 0, int(lengths[b, g])
+        k, v = (np.concatenate([shared_kv[i, b, there], own[i, b, g, :m]])[None] for i in (0, 1))
+        expected, _ = dense.oracle(q[b, g][None, None], k, v, np.ones((1, 1, there.sum() + m), bool))
+        np.testing.assert_allclose(got[b, g], expected[0, 0], atol=1e-5)

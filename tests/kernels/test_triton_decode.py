@@ -25,12 +25,10 @@ def kernels():
 def call(kernel, operands, out, launch, **options):
     """What `jax_triton.triton_call` does, with poisoned outputs."""
     grid, constants = launch
-    many = isinstance(out, list)
     tensors = [torch.from_numpy(np.array(x)) for x in operands]
-    results = [torch.full(x.shape, float("nan"), dtype=getattr(torch, x.dtype.name)) for x in (out if many else [out])]
+    results = [torch.full(x.shape, float("nan"), dtype=getattr(torch, x.dtype.name)) for x in out]
     kernel[grid](*tensors, *results, **constants)
-    arrays = [jnp.asarray(x.numpy()) for x in results]
-    return arrays if many else arrays[0]
+    return [jnp.asarray(x.numpy()) for x in results]
 
 
 def case(branches, heads, kv_heads, prompt, slots, size, rows=1, dtype="float32"):
@@ -57,13 +55,14 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_decoding_equals_the_composition(kernels, shape):
     arguments = case(**shape)
-    np.testing.assert_allclose(kernels.decode(*arguments), composed.decode(*arguments), atol=2e-6)
+    for got, expected in zip(kernels.decode(*arguments), composed.decode(*arguments)):
+        np.testing.assert_allclose(got, expected, atol=4e-6)
 
 
 def test_half_precision(kernels):
     arguments = case(**SHAPES["rows"], dtype="float16")
     wide = [x.astype(jnp.float32) if getattr(x, "dtype", None) == jnp.float16 else x for x in arguments]
-    got, expected = kernels.decode(*arguments), composed.decode(*wide)
+    got, expected = kernels.decode(*arguments)[0], composed.decode(*wide)[0]
     assert got.dtype == jnp.float16
     np.testing.assert_allclose(got.astype(np.float32), expected, atol=3e-3)
 
@@ -71,14 +70,15 @@ def test_half_precision(kernels):
 def test_an_8_bit_prompt(kernels):
     q, k, v, *rest = case(**SHAPES["rows"])
     arguments = q, quantize(k, "int8"), quantize(v, "int8"), *rest
-    np.testing.assert_allclose(kernels.decode(*arguments), composed.decode(*arguments), atol=2e-6)
+    for got, expected in zip(kernels.decode(*arguments), composed.decode(*arguments)):
+        np.testing.assert_allclose(got, expected, atol=4e-6)
 
 
 def test_nothing_to_see_is_zero(kernels):
     q, k, v, mask, own_k, own_v, lengths = case(**SHAPES["rows"])
     nothing = shared(jnp.ones(lengths.shape, bool), jnp.zeros(k.shape[:2], bool))
-    got = kernels.decode(q, k, v, nothing, own_k, own_v, jnp.zeros_like(lengths))
-    assert (np.asarray(got) == 0).all()
+    out, lse = kernels.decode(q, k, v, nothing, own_k, own_v, jnp.zeros_like(lengths))
+    assert (np.asarray(out) == 0).all() and np.isneginf(lse).all()
 
 
 def test_a_long_prompt_fills_the_gpu(kernels):
