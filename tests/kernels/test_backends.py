@@ -10,7 +10,7 @@ from videoauto_jax.kernels import backends
 from videoauto_jax.kernels.attention import attend
 from videoauto_jax.kernels.mask import Mask, packed, shared
 
-BACKENDS = {"reference": "float32", "mosaic": "bfloat16"}
+BACKENDS = {"reference": "float32", "mosaic": "bfloat16", "splash": "float32"}
 """Backend -> dtype that it is tested in."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 """Norm of the error over norm of the result."""
@@ -44,7 +44,14 @@ def any_ranges(dense):
     return dict(queries=140, keys=270, heads=2, kv_heads=2, size=96, mask=mask)
 
 
-CASES = [one_document, packed_documents, frames, branches_over_a_prompt, any_ranges]
+def bounded_frames(dense):
+    ids = dense.segments(4, 1, 300, longest=40)
+    return dict(queries=300, heads=2, kv_heads=2, size=80, mask=packed(jnp.asarray(ids), causal=False, bound=40))
+
+
+CANNOT = {("splash", "any_ranges"): "segments, not a range"}
+"""What a backend refuses, and the words of its reason."""
+CASES = [bounded_frames, one_document, packed_documents, frames, branches_over_a_prompt, any_ranges]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -58,6 +65,9 @@ def test_values_and_gradients(dense, backend, case, capfd):
         reason = backends.refusal("attend", backend, *qkv, mask)
         if reason and any(text in reason for text in ENVIRONMENT):
             pytest.skip(reason)
+        if reason and (backend, case.__name__) in CANNOT:
+            assert CANNOT[backend, case.__name__] in reason
+            return
         agree(dense, lambda q, k, v: attend(q, k, v, mask, backend=backend), qkv, mask, TOLERANCE[dtype])
     assert "RACE DETECTED" not in capfd.readouterr().out
 
@@ -86,7 +96,7 @@ def test_an_unknown_backend_is_named(dense):
         attend(*dense.arrays(0, 1, 2, 2), packed(ids, causal=True), backend="flash")
 
 
-@pytest.mark.parametrize("backend, reason", [("mosaic", "Hopper|jax 0.11")])
+@pytest.mark.parametrize("backend, reason", [("mosaic", "Hopper|jax 0.11"), ("splash", "for TPUs, and this is cpu")])
 def test_a_backend_that_cannot_serve_says_why(dense, backend, reason):
     ids = np.ones((1, 2), np.int32)
     with pytest.raises(BackendError, match=reason):
