@@ -67,10 +67,12 @@ def self_attention(
     *,
     causal: bool,
     segment_bound: int | None = None,
+    aligned: bool = False,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attention of rows to themselves within segments; see `videoauto_jax.kernels.mask.packed`."""
-    return attend(q, k, v, packed(segment_ids, causal=causal, bound=segment_bound), backend=backend)[0]
+    """Attention of rows to themselves within segments; see `videoauto_jax.kernels.mask.packed` for the arguments."""
+    mask = packed(segment_ids, causal=causal, bound=segment_bound, aligned=aligned)
+    return attend(q, k, v, mask, backend=backend)[0]
 
 
 def group_attention(
@@ -87,15 +89,16 @@ def group_attention(
 
     Args:
         q, k, v: projections of the whole row.
-        segment_ids: 1 on the prompt, 2, 3, … on branches, 0 on padding (also before or after the prompt's tokens).
+        segment_ids: 1 on the prompt, 2, 3, … on branches, 0 on padding. The prompt is padded on the right.
         prompt_length: static length of the prompt's part, `P`; branches are packed in the remaining `T - P` slots.
         segment_bound: static upper bound on the length of a branch.
         backend: see `attend`.
     """
     prompt, branch = slice(None, prompt_length), slice(prompt_length, None)
     in_prompt, in_branch = segment_ids[:, prompt], segment_ids[:, branch]
-    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], packed(in_prompt, causal=True), backend=backend)
-    to_prompt = shared(in_branch > 0, in_prompt > 0)
+    to_itself = packed(in_prompt, causal=True, aligned=True)
+    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], to_itself, backend=backend)
+    to_prompt = shared(in_branch > 0, in_prompt > 0, aligned=True)
     own = packed(in_branch, causal=True, bound=segment_bound)
     branch_out, _ = merge(
         attend(q[:, branch], k[:, prompt], v[:, prompt], to_prompt, backend=backend),
@@ -120,7 +123,7 @@ def decode_attention(
     Args:
         q: the query of each branch's newest token.
         prompt_k, prompt_v: the shared prompt's cache, plain or quantized.
-        prompt_segments: non-zero where the prompt has a token; one run per row.
+        prompt_segments: non-zero where the prompt has a token; padded on the right.
         k, v: each branch's own cache, the newest token included; `R` may be 0.
         lengths: filled slots of each branch's own cache.
         backend: "composed" (`attend` and `merge`), "triton", or "auto".
@@ -143,7 +146,7 @@ def decode_partial(
     backend: str = "auto",
 ) -> Partial:
     """`decode_attention` with its log-sum-exp, for a cache of which this is a part. Not differentiable."""
-    mask = shared(jnp.ones(lengths.shape, bool), prompt_segments > 0)
+    mask = shared(jnp.ones(lengths.shape, bool), prompt_segments > 0, aligned=True)
     arguments = q, prompt_k, prompt_v, mask, k, v, lengths
     module = backends.choose("decode", backend, *arguments)
     if module.XLA_SPLITS:

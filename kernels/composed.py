@@ -37,7 +37,7 @@ def decode(
     rows, branches, slots = k.shape[:3]
     flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731
     stop = jnp.minimum(flat(lengths), slots).astype(jnp.int32)[:, None]
-    out, lse = attend(flat(q)[:, None], flat(k), flat(v), Mask(jnp.zeros_like(stop), stop, "shared"))
+    out, lse = attend(flat(q)[:, None], flat(k), flat(v), Mask(jnp.zeros_like(stop), stop, "shared", aligned=True))
     return merge(prompt, (out.reshape(q.shape), lse.reshape(q.shape[:-1])))
 
 
@@ -50,8 +50,8 @@ def _over_prompt(q: Array, k: Array, v: Array, mask: Mask) -> Partial:
     packed = jnp.moveaxis(q.reshape(rows, branches, kv_heads, group, size), 3, 2)
     packed = packed.reshape(rows, branches * group, kv_heads, size)
     cut = lambda x: x.reshape(rows * splits, SPLIT, *x.shape[2:])  # noqa: E731
-    ends = [jnp.repeat(x, group, axis=1) for x in (mask.start, mask.stop)]
-    parts = jax.vmap(lambda i: Mask(*ends, "shared").of_keys(i * SPLIT, SPLIT), out_axes=1)(jnp.arange(splits))
+    mask_of_heads = jax.tree.map(lambda x: jnp.repeat(x, group, axis=1), mask)
+    parts = jax.vmap(lambda i: mask_of_heads.of_keys(i * SPLIT, SPLIT), out_axes=1)(jnp.arange(splits))
     parts = jax.tree.map(lambda x: x.reshape(rows * splits, -1), parts)
     outs, lses = attend(jnp.repeat(packed, splits, axis=0), cut(k), cut(v), parts)
     unpack = lambda x: jnp.moveaxis(x.reshape(rows, branches, group, kv_heads, *x.shape[3:]), 2, 3)  # noqa: E731

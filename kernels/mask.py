@@ -29,12 +29,15 @@ class Mask:
             "ranges": nothing is known.
         bound: static upper bound on the length of a segment ("causal" and "segments"), or None: with it, work is linear
             in the number of tokens.
+        aligned: whether each row's keys are one run from the first key on ("causal": the row is one segment, padded on
+            the right; "shared": so is what is shared). Libraries that take lengths depend on it.
     """
 
     start: Int[Array, "B T"]
     stop: Int[Array, "B T"]
     kind: Kind = dataclasses.field(default="ranges", metadata={"static": True})
     bound: int | None = dataclasses.field(default=None, metadata={"static": True})
+    aligned: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def allowed(self, keys: int) -> Bool[Array, "B T S"]:
         """The ranges written out; for blocks, never for long rows."""
@@ -44,10 +47,11 @@ class Mask:
     def of_keys(self, offset: int | Int[Array, ""], keys: int) -> "Mask":
         """The same queries' ranges within the slice `[offset, offset + keys)` of the keys."""
         start, stop = (jnp.clip(x - offset, 0, keys) for x in (self.start, self.stop))
-        return Mask(start, stop, "shared" if self.kind == "shared" else "ranges")
+        still = self.kind == "shared"  # also still aligned: what is cut off on the left leaves no gap
+        return Mask(start, stop, "shared" if still else "ranges", aligned=still and self.aligned)
 
 
-def packed(segment_ids: Int[Array, "B T"], *, causal: bool, bound: int | None = None) -> Mask:
+def packed(segment_ids: Int[Array, "B T"], *, causal: bool, bound: int | None = None, aligned: bool = False) -> Mask:
     """Rows that see themselves: each token its own segment, up to itself if causal.
 
     Args:
@@ -55,6 +59,7 @@ def packed(segment_ids: Int[Array, "B T"], *, causal: bool, bound: int | None = 
             sees nothing and is seen by nothing.
         causal: whether a token sees only what is before it, and itself.
         bound: static upper bound on the length of a segment.
+        aligned: each row is one segment, padded on the right.
     """
     rows, length = segment_ids.shape
     index = jnp.arange(length, dtype=jnp.int32)
@@ -65,19 +70,20 @@ def packed(segment_ids: Int[Array, "B T"], *, causal: bool, bound: int | None = 
     if not causal:
         last = jnp.where(jnp.concatenate([change, edge], 1), index + 1, length)
         stop = jax.lax.cummin(last, axis=1, reverse=True)
-    return Mask(start, jnp.where(segment_ids > 0, stop, start), "causal" if causal else "segments", bound)
+    return Mask(start, jnp.where(segment_ids > 0, stop, start), "causal" if causal else "segments", bound, aligned)
 
 
-def shared(queries: Bool[Array, "B T"], keys: Bool[Array, "B S"]) -> Mask:
+def shared(queries: Bool[Array, "B T"], keys: Bool[Array, "B S"], *, aligned: bool = False) -> Mask:
     """Every true query sees every true key.
 
     Args:
         queries: which queries see anything.
         keys: which keys are seen; one run of true per row, anywhere in it.
+        aligned: the run begins with the first key.
     """
     index = jnp.arange(keys.shape[1], dtype=jnp.int32)
     stop = jnp.max(jnp.where(keys, index + 1, 0), axis=1, initial=0)
     start = jnp.min(jnp.where(keys, index, keys.shape[1]), axis=1, initial=keys.shape[1])
     start = jnp.minimum(start, stop)[:, None]
     start, stop = jnp.broadcast_to(start, queries.shape), jnp.where(queries, stop[:, None], start)
-    return Mask(start, stop, "shared")
+    return Mask(start, stop, "shared", aligned=aligned)

@@ -129,7 +129,7 @@ def test_bfloat16_stays_near_float32_and_keeps_its_dtype(dense):
 @pytest.mark.parametrize("bound", [None, 4])
 def test_group_attention_is_causal_attention_without_the_other_branches(dense, bound):
     prompt, branches = [1, 1, 1, 1, 1, 0], [2, 2, 2, 2, 3, 4, 4, 4, 5, 5, 5, 5, 0, 0]
-    ids = np.array([prompt + branches, [0, 0, 1, 1, 0, 0] + branches[::-1]], np.int32)
+    ids = np.array([prompt + branches, [1, 1, 0, 0, 0, 0] + branches[::-1]], np.int32)
     length = ids.shape[1]
     first, second = ids[:, :, None], ids[:, None, :]
     allowed = (first > 0) & ((first == second) | (second == 1)) & np.tri(length, dtype=bool)
@@ -173,7 +173,7 @@ def test_decoding_is_the_last_row_of_each_branch(dense, group, cut, monkeypatch)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     q, shared_kv = normal(rows, branches, 2 * group, size), normal(2, rows, prompt, 2, size)
     own = normal(2, rows, branches, slots, 2, size)
-    prompt_segments = np.array([[1] * 6, [0, 1, 0, 0, 0, 0]], np.int32)
+    prompt_segments = np.array([[1] * 6, [1, 0, 0, 0, 0, 0]], np.int32)
     lengths = np.array([[1, 4, 0], [2, 3, 1]], np.int32)  # no own keys at all: the prompt alone
     got = jax.jit(decode_attention)(q, *shared_kv, prompt_segments, *own, lengths)
     for b, g in np.ndindex(rows, branches):

@@ -102,7 +102,7 @@ def prefill(
     """
 
     def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, tuple[Array, Array]]:
-        return self_attention(q, k, v, inputs.segment_ids, causal=True), (k, v)
+        return self_attention(q, k, v, inputs.segment_ids, causal=True, aligned=True), (k, v)
 
     hidden, (k, v) = model.forward(inputs, attention, features)
     last = jnp.sum(inputs.segment_ids > 0, axis=1) - 1
