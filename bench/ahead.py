@@ -103,6 +103,7 @@ def triton_kernel(kernel, types: list[str], constants: dict, **options) -> dict[
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    triton.knobs.cache.dir = str(DUMP)  # jax-triton leaves it empty
     names = kernel.arg_names
     signature = dict(zip(names, [*types, *["constexpr"] * (len(names) - len(types))]))
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}

@@ -24,6 +24,9 @@ PROGRAMS = 2 * 132
 LEAST_SPLIT = 512
 """Keys of a program at least: below, writing and merging partials costs more than it spreads."""
 LOG2_E = 1.4426950408889634
+SPLIT_OPTIONS = dict(num_warps=8, num_stages=3)
+"""Four warps would spill the 128 rows of sixteen branches; three stages keep 64 KiB of keys in flight."""
+MERGE_OPTIONS = dict(num_warps=4)
 
 
 def refusal(
@@ -135,9 +138,9 @@ def decode(
     ends = [x.astype(jnp.int32) for x in (mask.start, mask.stop, lengths)]
     operands = q, shared_k, shared_v, k_scale, v_scale, k, v, *ends
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*cut.partials, cut.size), cut.partials)]
-    outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), num_warps=8, num_stages=3)
+    outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), **SPLIT_OPTIONS)
     shapes = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)]
-    return tuple(_call(merge_kernel, (outs, lses), shapes, cut.merge_launch(), num_warps=4))
+    return tuple(_call(merge_kernel, (outs, lses), shapes, cut.merge_launch(), **MERGE_OPTIONS))
 
 
 def _call(kernel, operands, out, launch, **options) -> list[Array]:
