@@ -1,7 +1,7 @@
 """Compiles functions for hardware that is not here, and reads what the compilers say about each kernel.
 
 Needs, beside the CPU's jax and of the same version, jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc 13.0 and
-nvidia-nvvm for GPUs, libtpu for TPUs (the extra `aot`). No driver and no device. Import this before jax.
+nvidia-nvvm for GPUs, libtpu for TPUs (docs/kernels.md). No driver and no device. Import this before jax.
 """
 
 import contextlib
@@ -10,17 +10,18 @@ import re
 import tempfile
 from pathlib import Path
 
-DUMP = Path(tempfile.mkdtemp(prefix="mosaic_"))
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["MOSAIC_GPU_DUMP_TO"] = str(DUMP)
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+os.environ["MOSAIC_GPU_DUMP_TO"] = tempfile.mkdtemp(prefix="mosaic_")
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+DUMP = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024  threads_per_warp: 32  shared_memory_per_block: 49152  shared_memory_per_core: 233472
@@ -52,22 +53,22 @@ def mesh(target: str, axes: dict[str, int]) -> Mesh:
     return Mesh(np.array(found.devices[:count]).reshape(*axes.values()), tuple(axes))
 
 
-def compile_for(place: Mesh, function, *arguments, specs=PartitionSpec()) -> dict:
+def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, ...] | None = None) -> dict:
     """Compiles `function` for a mesh and reports.
 
     Args:
         place: from `mesh`.
         function: what to compile; traced as if it ran on the mesh's devices.
         arguments: pytrees of shapes and dtypes.
-        specs: a partition spec for all of them, or one for each.
+        specs: how each is split; whole on every device if left out.
 
     Returns:
         `temporaries` in bytes per device, and `kernels`: name -> registers, spills and shared memory in bytes.
     """
-    specs = (specs,) * len(arguments) if isinstance(specs, PartitionSpec) else specs
+    specs = specs or (PartitionSpec(),) * len(arguments)
     put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(place, spec))  # noqa: E731
     placed = [jax.tree.map(lambda x, spec=spec: put(x, spec), argument) for argument, spec in zip(arguments, specs)]
-    for old in DUMP.iterdir():
+    for old in DUMP.glob("*.*"):
         old.unlink()
     with jax.sharding.use_abstract_mesh(place.abstract_mesh), _quiet():
         compiled = jax.jit(function).lower(*placed).compile()
@@ -103,7 +104,7 @@ def triton_kernel(kernel, types: list[str], constants: dict, **options) -> dict[
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    triton.knobs.cache.dir = str(DUMP)  # jax-triton leaves it empty
+    triton.knobs.cache.dir = str(DUMP / "triton")  # jax-triton leaves it empty
     names = kernel.arg_names
     signature = dict(zip(names, [*types, *["constexpr"] * (len(names) - len(types))]))
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 if "--aot" in sys.argv:
-    import ahead  # sets the environment that jax reads when it is imported
+    import ahead  # noqa: F401  sets the environment that jax reads when it is imported
 
+import attention_peers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +72,13 @@ def measure_all(chosen: list[Case], deadline: float) -> dict:
             print("out of time; left out:", *results["left_out"])
             break
         results["cases"].append(record := measure(case))
-        print(case.name, {name: f"{s * 1e3:.3f} ms" for name, s in record["seconds"].items()}, record["refused"], flush=True)
+        times = {name: f"{seconds * 1e3:.3f} ms" for name, seconds in record["seconds"].items()}
+        print(case.name, times, record["refused"], flush=True)
     return results
 
 
 def measure(case: Case) -> dict:
-    """One case with every backend that serves it."""
+    """One case with every backend that serves it, and with the peers."""
     operands, record = random(case, seed=0), {"name": case.name, "flops": case.flops, "bytes": case.bytes}
     runs, record["refused"], record["errors"] = {}, {}, {}
     for backend in backends.MODULES[case.operation]:
@@ -84,24 +86,34 @@ def measure(case: Case) -> dict:
             continue  # would take longer than all others together
         try:
             record["errors"][backend] = check(small(case), backend)
-            runs[backend] = jax.jit(case.function(backend))
-            if case.backward:
-                runs[f"{backend}+grad"] = jax.jit(case.gradient(backend))
-        except Exception as error:  # a peer that fails must not end the run
+            runs |= timed(case, backend, operands)
+        except Exception as error:  # one that fails must not end the run
             record["refused"][backend] = str(error)[:300]
-    runs = {name: lambda run=run: jax.block_until_ready([run(*operands) for _ in range(CALLS)]) for name, run in runs.items()}
-    if case.operation == "attend" and not case.documents:
-        import attention_torch
-
-        runs |= attention_torch.runs(case, CALLS)
-    record["seconds"] = {name: float(np.median(times)) / CALLS for name, times in in_turns(runs).items()}
+    times = in_turns(runs | attention_peers.runs(case, operands, CALLS), record["refused"])
+    record["seconds"] = {name: float(np.median(each)) / CALLS for name, each in times.items()}
     return record
 
 
-def in_turns(runs: dict) -> dict[str, list[float]]:
-    """Times of each run, one of each per round, so that a change of clocks meets all alike."""
-    for run in runs.values():
-        run()
+def timed(case: Case, backend: str, operands: tuple) -> dict:
+    """What is timed of a backend: `CALLS` calls, forward, and with gradients."""
+    functions = {backend: jax.jit(case.function(backend))}
+    if case.backward:
+        functions[f"{backend}+grad"] = jax.jit(case.gradient(backend))
+    repeated = lambda run: jax.block_until_ready([run(*operands) for _ in range(CALLS)])  # noqa: E731
+    return {name: lambda run=run: repeated(run) for name, run in functions.items()}
+
+
+def in_turns(runs: dict, refused: dict) -> dict[str, list[float]]:
+    """Times of each run, one of each per round, so that a change of clocks meets all alike.
+
+    The first call compiles; a run that fails in it goes to `refused` with its reason.
+    """
+    for name in list(runs):
+        try:
+            runs[name]()
+        except Exception as error:
+            refused[name] = str(error)[:300]
+            del runs[name]
     times = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
@@ -150,7 +162,7 @@ def copy_bandwidth() -> float:
     """Bytes per second that a plain copy of 1 GiB reads and writes."""
     x = jnp.zeros(2**28, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    times = in_turns({"copy": lambda: jax.block_until_ready(copy(x))})["copy"]
+    times = in_turns({"copy": lambda: jax.block_until_ready(copy(x))}, {})["copy"]
     return 2 * x.nbytes / float(np.median(times))
 
 

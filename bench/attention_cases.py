@@ -94,7 +94,8 @@ def cases() -> list[Case]:
     """All cases, most telling first: a run that reaches its limit of time drops the last."""
     models = {"7b": (28, 4, 128), "8b": (32, 8, 128)}
     lengths = (16384, 32768, 8192, 4096, 65536, 131072)
-    found = [Case(f"{m}-causal-{n // 1024}k", "attend", *models[m], n, backward=n <= 65536) for n in lengths for m in models]
+    causal = lambda m, n: Case(f"{m}-causal-{n // 1024}k", "attend", *models[m], n, backward=n <= 65536)  # noqa: E731
+    found = [causal(m, n) for n in lengths for m in models]
     found[4:4] = [Case(f"{m}-packed-32k", "attend", *models[m], 32768, (1500, 4000, 700, 2400)) for m in models]
     for cache in ("bfloat16", "float8_e4m3fn", "int8"):
         found += [

@@ -1,7 +1,7 @@
 """The backends of attention: which exist, why one cannot serve a call, and which one `auto` takes.
 
-A backend is a module with `attend` or `decode`; with `refusal`, which takes the same arguments and returns the reason in
-words, or None; and with `XLA_SPLITS`, whether XLA compiles it whole and so knows how to split it over a mesh.
+A backend is a module with `attend` or `decode`; with `refusal`, which takes the same arguments and returns the reason
+in words, or None; and with `XLA_SPLITS`, whether XLA compiles it whole and so knows how to split it over a mesh.
 """
 
 import contextlib
@@ -18,11 +18,9 @@ import jax
 from videoauto_jax.errors import BackendError
 
 MODULES = {
-    "attend": {
-        "reference": "reference", "mosaic": "mosaic", "cudnn": "cudnn", "tokamax": "tokamax", "splash": "splash",
-    },
+    "attend": {"reference": "reference", "mosaic": "mosaic", "cudnn": "cudnn", "splash": "splash"},
     "decode": {"composed": "composed", "triton": "triton_decode"},
-}  # fmt: skip
+}
 """Operation -> backend -> module."""
 
 _INTERPRET = contextvars.ContextVar("interpret", default=False)
@@ -30,7 +28,7 @@ _INTERPRET = contextvars.ContextVar("interpret", default=False)
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """Kernels traced inside run in their interpreters on the CPU, whatever device they are made for. Slow: for tests."""
+    """Kernels traced inside run in their interpreters on the CPU, whatever they are made for. Slow: for tests."""
     token = _INTERPRET.set(True)
     try:
         yield

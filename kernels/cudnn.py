@@ -57,16 +57,14 @@ def _forward(q: Array, k: Array, v: Array, seen: Array, keys: Array | None, caus
 def _backward(causal: bool, saved: tuple, bars: tuple[Any, Any]) -> tuple:
     q, k, v, seen, keys, out, statistics = saved
     out_bar, lse_bar = bars
-    run = lambda v, out, out_bar: bind_backward(  # noqa: E731
-        q, k, v, *_lengths(q, keys), statistics, out, out_bar, **_options(q, keys, causal)
-    )
-    zeros = jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v)
-    grads = zeros
+    options = _options(q, keys, causal)
+    run = lambda *rest: bind_backward(q, k, rest[0], *_lengths(q, keys), statistics, *rest[1:], **options)  # noqa: E731
+    grads = tuple(map(jnp.zeros_like, (q, k, v)))
     if not isinstance(out_bar, jax.custom_derivatives.SymbolicZero):
         grads = run(v, out, jnp.where(seen[..., None, None], out_bar, 0))
     if not isinstance(lse_bar, jax.custom_derivatives.SymbolicZero):
-        # cuDNN takes no cotangent of the log-sum-exp. It computes p (<out_bar, v> - <out_bar, out>) for each score; with
-        # values of 1 and cotangents of lse_bar in the first place, and an output of 0, that is p lse_bar.
+        # cuDNN takes no cotangent of the log-sum-exp. It computes p (<out_bar, v> - <out_bar, out>) for each score:
+        # with values of 1 and cotangents of lse_bar in the first place, and an output of 0, that is p lse_bar.
         first = jnp.arange(q.shape[-1]) == 0
         bar = (jnp.where(seen[..., None], lse_bar, 0.0)[..., None] * first).astype(q.dtype)
         q_bar, k_bar, _ = run(jnp.broadcast_to(first, v.shape).astype(v.dtype), jnp.zeros_like(out), bar)
@@ -93,10 +91,15 @@ def _options(q: Array, keys: Array | None, causal: bool) -> dict:
     from jax._src.cudnn.fused_attention_stablehlo import AttentionLayout, MaskType
 
     kind = MaskType.CAUSAL if causal else MaskType.PADDING if keys is not None else MaskType.NO_MASK
-    return dict(
-        scale=q.shape[-1] ** -0.5, seed=0, dropout_rate=0.0, variadic_args=(False, False), mask_type=kind,
-        layout=AttentionLayout.BTNH.value, sliding_window_length=None,
-    )  # fmt: skip
+    return {
+        "scale": q.shape[-1] ** -0.5,
+        "seed": 0,
+        "dropout_rate": 0.0,
+        "variadic_args": (False, False),
+        "mask_type": kind,
+        "layout": AttentionLayout.BTNH.value,
+        "sliding_window_length": None,
+    }
 
 
 def bind_forward(q: Array, k: Array, v: Array, q_lengths: Array, k_lengths: Array, **options) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Attention for Hopper GPUs in Pallas Mosaic GPU: the kernels' shapes, their residuals, and when they cannot serve.
 
-Two kinds of padding happen here and nowhere else: lengths to the kernels' tiles, with queries that see nothing, and head
-sizes to one whose product is whole (72 to 80), with zeros that change no score.
+Two kinds of padding happen here and nowhere else: lengths to the kernels' tiles, with queries that see nothing, and
+head sizes to one whose product is whole (72 to 80), with zeros that change no score.
 """
 
 import functools

@@ -11,7 +11,6 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -22,16 +21,18 @@ from videoauto_jax.kernels import mosaic_tiles as tiles
 from videoauto_jax.kernels.mask import Mask
 from videoauto_jax.kernels.mosaic_tiles import COMPUTE, LOG2_E, ROWS, TILE
 
-OPTIONS = dict(
-    num_threads=COMPUTE + 1, thread_name="warpgroup", compiler_params=plgpu.CompilerParams(approx_math=True)
-)
+OPTIONS = {
+    "num_threads": COMPUTE + 1,
+    "thread_name": "warpgroup",
+    "compiler_params": plgpu.CompilerParams(approx_math=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class BackwardConfig:
     """Attributes:
-        block: keys per step of the kernel for dq, queries per step of the kernel for dk and dv.
-        stages: steps in flight.
+    block: keys per step of the kernel for dq, queries per step of the kernel for dk and dv.
+    stages: steps in flight.
     """
 
     block: int = 64
@@ -59,16 +60,26 @@ def backward_queries(
     kernel = plgpu.kernel(
         functools.partial(_queries_kernel, scale=scale, config=config, interpret=bool(interpret)),
         out_type=q,
-        scratch_types=dict(
-            q=tile, out_bar=tile, lse=vector, delta=vector, start=ranges, stop=ranges, k=ring, v=ring,
-            loaded=plgpu.Barrier(num_arrivals=6, num_barriers=COMPUTE), k_full=full, v_full=full, free=free,
-        ),
+        scratch_types={
+            "q": tile,
+            "out_bar": tile,
+            "lse": vector,
+            "delta": vector,
+            "start": ranges,
+            "stop": ranges,
+            "k": ring,
+            "v": ring,
+            "loaded": plgpu.Barrier(num_arrivals=6, num_barriers=COMPUTE),
+            "k_full": full,
+            "v_full": full,
+            "free": free,
+        },
         grid=(rows, length // TILE, heads),
         grid_names=("row", "tile", "head"),
         kernel_name="flash_backward_queries",
         interpret=interpret,
         **OPTIONS,
-    )  # fmt: skip
+    )
     plan = tiles.plan_queries(mask, config.block)
     return kernel(q, k, v, out_bar, lse, delta, mask.start, mask.stop, plan)
 
@@ -145,7 +156,7 @@ def backward_keys(
     config: BackwardConfig,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """The gradients of k and v. A thread block sums over all query heads of its key head, so nothing is added after."""
+    """The gradients of k and v. A thread block sums over all query heads of its key head: nothing is added after."""
     rows, keys, kv_heads, size = k.shape
     tile = plgpu.SMEM((COMPUTE, ROWS, size), k.dtype)
     ring = plgpu.SMEM((config.stages, config.block, size), k.dtype)
@@ -153,18 +164,25 @@ def backward_keys(
     kernel = plgpu.kernel(
         functools.partial(_keys_kernel, scale=scale, config=config, interpret=bool(interpret)),
         out_type=(k, v),
-        scratch_types=dict(
-            k=tile, v=tile, q=ring, out_bar=ring, lse=vector, delta=vector, start=ranges, stop=ranges,
-            loaded=plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE),
-            full=plgpu.Barrier(num_arrivals=6, num_barriers=config.stages),
-            free=plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=config.stages),
-        ),
+        scratch_types={
+            "k": tile,
+            "v": tile,
+            "q": ring,
+            "out_bar": ring,
+            "lse": vector,
+            "delta": vector,
+            "start": ranges,
+            "stop": ranges,
+            "loaded": plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE),
+            "full": plgpu.Barrier(num_arrivals=6, num_barriers=config.stages),
+            "free": plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=config.stages),
+        },
         grid=(rows, keys // TILE, kv_heads),
         grid_names=("row", "tile", "head"),
         kernel_name="flash_backward_keys",
         interpret=interpret,
         **OPTIONS,
-    )  # fmt: skip
+    )
     plan = tiles.plan_keys(mask, config.block, keys)
     return kernel(q, k, v, out_bar, lse, delta, mask.start, mask.stop, plan)
 
@@ -211,7 +229,7 @@ def _keys_kernel(
 
 
 def _sum_over_queries(smem, warpgroup, first, loop, scale, config, interpret) -> tuple[Array, Array]:
-    """Everything is transposed, keys down and queries across, so that weights are a product's left, register operand."""
+    """Keys run down and queries across, so that weights are what a product takes from registers: its left side."""
     k, v = smem.k.at[warpgroup], smem.v.at[warpgroup]
     shape = k.shape[-2], config.block
 
@@ -225,8 +243,11 @@ def _sum_over_queries(smem, warpgroup, first, loop, scale, config, interpret) ->
             allowed = tiles.inside(smem.start[slot], smem.stop[slot], first, shape, keys_axis=0)
             weights = jnp.where(allowed, weights, 0.0)
         scores_bar = weights * (weights_bar - tiles.along(smem.delta[slot], shape, 1))
-        sums = (k_sum, scores_bar.astype(k.dtype), smem.q.at[slot]), (v_sum, weights.astype(k.dtype), smem.out_bar.at[slot])
-        k_sum, v_sum = tiles.accumulate(*sums, interpret=interpret)
+        k_sum, v_sum = tiles.accumulate(
+            (k_sum, scores_bar.astype(k.dtype), smem.q.at[slot]),
+            (v_sum, weights.astype(k.dtype), smem.out_bar.at[slot]),
+            interpret=interpret,
+        )
         plgpu.barrier_arrive(smem.free.at[slot])
         return k_sum, v_sum
 

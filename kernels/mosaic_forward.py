@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from videoauto_jax.kernels import mosaic_tiles as tiles
 from videoauto_jax.kernels.mask import Mask
@@ -20,8 +20,8 @@ from videoauto_jax.kernels.mosaic_tiles import COMPUTE, LEAST, LOG2_E, ROWS, TIL
 @dataclasses.dataclass(frozen=True)
 class ForwardConfig:
     """Attributes:
-        block: keys per step.
-        stages: steps in flight; shared memory bounds it.
+    block: keys per step.
+    stages: steps in flight; shared memory bounds it.
     """
 
     block: int = 128
@@ -44,11 +44,20 @@ def forward(
     full = plgpu.Barrier(num_barriers=config.stages)
     free = plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=config.stages)
     ranges = shared(COMPUTE, ROWS, dtype=jnp.int32)
-    scratch = dict(
-        q=shared(COMPUTE, ROWS, size), lse=shared(COMPUTE, ROWS, dtype=jnp.float32), start=ranges, stop=ranges,
-        k=ring, v=ring, loaded=plgpu.Barrier(num_arrivals=3, num_barriers=COMPUTE),
-        k_full=full, v_full=full, k_free=free, v_free=free, turn=plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=1),
-    )  # fmt: skip
+    scratch = {
+        "q": shared(COMPUTE, ROWS, size),
+        "lse": shared(COMPUTE, ROWS, dtype=jnp.float32),
+        "start": ranges,
+        "stop": ranges,
+        "k": ring,
+        "v": ring,
+        "loaded": plgpu.Barrier(num_arrivals=3, num_barriers=COMPUTE),
+        "k_full": full,
+        "v_full": full,
+        "k_free": free,
+        "v_free": free,
+        "turn": plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=1),
+    }
     kernel = plgpu.kernel(
         functools.partial(_kernel, scale=scale, config=config, interpret=bool(interpret)),
         out_type=(q, jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)),

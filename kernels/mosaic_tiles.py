@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -28,7 +27,7 @@ LOG2_E = 1.4426950408889634
 LEAST = -1e30
 """Below every score. Finite: a maximum of -inf would make `exp2(-inf + inf)` of a row that has seen nothing yet."""
 MOST = 1e30
-"""Log-sum-exp, in the backward pass, of a query that sees nothing: `exp2(score - MOST)` is 0, and -inf would give inf."""
+"""Log-sum-exp of a query that sees nothing, in the backward pass: `exp2(score - MOST)` is 0; -inf would give inf."""
 
 PLAN = 4
 """Numbers per tile in a plan: first block, first whole block, end of whole blocks, end."""

@@ -108,10 +108,14 @@ _attend.defvjp(_forward, _backward)
 
 def _one_head_backward(kernel, q, k, v, out_bar, lse, delta, ids) -> tuple[Array, Array, Array]:
     """One key head: q, out_bar `[group, T, H]`, k, v `[S, H]`, lse, delta `[group, T]`."""
-    sizes, settings = kernel.kwargs["block_sizes"], {
-        name: kernel.kwargs[name] for name in ("is_mqa", "mask_value", "attn_logits_soft_cap", "mask_function", "interpret")
-    }  # fmt: skip
-    layouts = dict(q_layout=sizes.q_layout, k_layout=sizes.k_layout, v_layout=sizes.v_layout)
+    sizes, settings = (
+        kernel.kwargs["block_sizes"],
+        {
+            name: kernel.kwargs[name]
+            for name in ("is_mqa", "mask_value", "attn_logits_soft_cap", "mask_function", "interpret")
+        },
+    )
+    layouts = {"q_layout": sizes.q_layout, "k_layout": sizes.k_layout, "v_layout": sizes.v_layout}
     operands = q, k, v, ids, None, lse, out_bar, delta
     _, k_bar, v_bar = splash._splash_attention_bwd_dkv(
         *operands, bq=sizes.block_q_dkv, bkv=sizes.block_kv_dkv, bkv_compute=sizes.block_kv_dkv_compute,

@@ -44,10 +44,14 @@ def oracle(q, k, v, allowed, out_bar=None, lse_bar=None):
     per_score = weights * (per_weight - np.sum(weights * per_weight, -1, keepdims=True))
     per_score = per_score + weights * np.moveaxis(lse_bar, 2, 1)[..., None]
     fold = lambda x: x.reshape(*k.shape[:3], repeat, k.shape[3]).sum(3)  # noqa: E731
-    return out, lse, (
-        np.einsum("bnts,bsnh->btnh", per_score, keys) * scale,
-        fold(np.einsum("bnts,btnh->bsnh", per_score, q) * scale),
-        fold(np.einsum("bnts,btnh->bsnh", weights, out_bar)),
+    return (
+        out,
+        lse,
+        (
+            np.einsum("bnts,bsnh->btnh", per_score, keys) * scale,
+            fold(np.einsum("bnts,btnh->bsnh", per_score, q) * scale),
+            fold(np.einsum("bnts,btnh->bsnh", weights, out_bar)),
+        ),
     )
 
 

@@ -20,33 +20,46 @@ ENVIRONMENT = ("need jax", "cannot be imported")
 
 def one_document(dense):
     ids = np.pad(np.ones((1, 190), np.int32), ((0, 0), (0, 10)))
-    return dict(queries=200, heads=2, kv_heads=1, size=64, mask=packed(jnp.asarray(ids), causal=True))
+    return {"queries": 200, "heads": 2, "kv_heads": 1, "size": 64, "mask": packed(jnp.asarray(ids), causal=True)}
 
 
 def packed_documents(dense):
     ids = np.concatenate([dense.segments(0, 1, 100, longest=40), dense.segments(1, 1, 233, longest=2) % 3], 1)
-    return dict(queries=333, heads=3, kv_heads=1, size=128, mask=packed(jnp.asarray(ids), causal=True))
+    return {"queries": 333, "heads": 3, "kv_heads": 1, "size": 128, "mask": packed(jnp.asarray(ids), causal=True)}
 
 
 def frames(dense):
     ids = dense.segments(2, 2, 150, longest=70)
-    return dict(queries=150, rows=2, heads=2, kv_heads=2, size=72, mask=packed(jnp.asarray(ids), causal=False))
+    return {
+        "queries": 150,
+        "rows": 2,
+        "heads": 2,
+        "kv_heads": 2,
+        "size": 72,
+        "mask": packed(jnp.asarray(ids), causal=False),
+    }
 
 
 def branches_over_a_prompt(dense):
     queries, keys = np.arange(40)[None] % 5 > 0, np.arange(300)[None] // 7 % 43 > 0
-    return dict(queries=40, keys=300, heads=2, kv_heads=1, size=80, mask=shared(queries, keys))
+    return {"queries": 40, "keys": 300, "heads": 2, "kv_heads": 1, "size": 80, "mask": shared(queries, keys)}
 
 
 def any_ranges(dense):
     start, stop = np.sort(np.random.default_rng(3).integers(0, 271, (2, 1, 140)), axis=0)
     mask = Mask(*(jnp.asarray(x, jnp.int32) for x in (start, np.where(np.arange(140) % 9 == 0, start, stop))))
-    return dict(queries=140, keys=270, heads=2, kv_heads=2, size=96, mask=mask)
+    return {"queries": 140, "keys": 270, "heads": 2, "kv_heads": 2, "size": 96, "mask": mask}
 
 
 def bounded_frames(dense):
     ids = dense.segments(4, 1, 300, longest=40)
-    return dict(queries=300, heads=2, kv_heads=2, size=80, mask=packed(jnp.asarray(ids), causal=False, bound=40))
+    return {
+        "queries": 300,
+        "heads": 2,
+        "kv_heads": 2,
+        "size": 80,
+        "mask": packed(jnp.asarray(ids), causal=False, bound=40),
+    }
 
 
 CANNOT = {("splash", "any_ranges"): "segments, not a range"}
@@ -57,7 +70,7 @@ CASES = [bounded_frames, one_document, packed_documents, frames, branches_over_a
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(dense, backend, case, capfd):
-    facts = dict(rows=1, keys=None) | case(dense)
+    facts = {"rows": 1, "keys": None} | case(dense)
     mask, dtype = facts.pop("mask"), BACKENDS[backend]
     facts["keys"] = facts["keys"] or facts["queries"]
     qkv = [jnp.asarray(x, dtype) for x in dense.arrays(0, **facts)]

@@ -1,4 +1,4 @@
-"""The plans of the Hopper kernels: no allowed pair is left out, no masked pair goes without a mask, little is wasted."""
+"""The plans of the Hopper kernels: no allowed pair is left out, none goes without its mask, little is wasted."""
 
 import jax.numpy as jnp
 import numpy as np

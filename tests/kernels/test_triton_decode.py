@@ -43,12 +43,12 @@ def case(branches, heads, kv_heads, prompt, slots, size, rows=1, dtype="float32"
 
 
 SHAPES = {
-    "7b": dict(branches=16, heads=28, kv_heads=4, prompt=150, slots=70, size=128),
-    "8b": dict(branches=16, heads=32, kv_heads=8, prompt=70, slots=5, size=128),
-    "rows": dict(branches=3, heads=4, kv_heads=2, prompt=200, slots=33, size=80, rows=2),
-    "no own keys": dict(branches=2, heads=4, kv_heads=1, prompt=65, slots=0, size=16),
-    "one branch": dict(branches=1, heads=2, kv_heads=2, prompt=64, slots=1, size=64),
-    "many rows": dict(branches=40, heads=8, kv_heads=2, prompt=40, slots=3, size=16),
+    "7b": {"branches": 16, "heads": 28, "kv_heads": 4, "prompt": 150, "slots": 70, "size": 128},
+    "8b": {"branches": 16, "heads": 32, "kv_heads": 8, "prompt": 70, "slots": 5, "size": 128},
+    "rows": {"branches": 3, "heads": 4, "kv_heads": 2, "prompt": 200, "slots": 33, "size": 80, "rows": 2},
+    "no own keys": {"branches": 2, "heads": 4, "kv_heads": 1, "prompt": 65, "slots": 0, "size": 16},
+    "one branch": {"branches": 1, "heads": 2, "kv_heads": 2, "prompt": 64, "slots": 1, "size": 64},
+    "many rows": {"branches": 40, "heads": 8, "kv_heads": 2, "prompt": 40, "slots": 3, "size": 16},
 }
 
 
