@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videoauto_jax.kernels.attention import attend, decode_attention
+from videoauto_jax.kernels.attention import DecodeCache, attend, decode_partial
 from videoauto_jax.kernels.mask import Mask, packed
 from videoauto_jax.kernels.quantized import Quantized
 
@@ -52,17 +52,18 @@ class Case:
         if self.operation == "attend":
             kv = array(self.length, self.kv_heads, self.size)
             return array(self.length, self.heads, self.size), kv, kv
-        cache = array(self.length, self.kv_heads, self.size, dtype=self.cache)
+        cache = array(1, self.length, self.kv_heads, self.size, dtype=self.cache)
         if self.cache != "bfloat16":
-            cache = Quantized(cache, array(self.length, self.kv_heads, dtype="float32"))
-        own = array(BRANCHES, SLOTS, self.kv_heads, self.size)
+            cache = Quantized(cache, array(1, self.length, self.kv_heads, dtype="float32"))
+        own = array(1, BRANCHES, SLOTS, self.kv_heads, self.size)
         return array(BRANCHES, self.heads, self.size), cache, cache, own, own
 
     def function(self, backend: str):
         """What is compiled and timed: the output, and the gradients of all operands where they are asked for."""
         if self.operation == "decode":
             there, lengths = jnp.ones((1, self.length), jnp.int32), jnp.full((1, BRANCHES), SLOTS)
-            return lambda q, k, v, *own: decode_attention(q, k, v, there, *own, lengths, backend=backend)
+            caches = lambda k, v, *own: DecodeCache(k, v, there, *own, lengths)  # noqa: E731
+            return lambda q, *kv: decode_partial(q, caches(*kv), 0, backend=backend)[0]
         return lambda *qkv: attend(*qkv, self.mask(), backend=backend)[0]
 
     def gradient(self, backend: str):

@@ -6,6 +6,8 @@ attention over their union. Prompt plus branch, cached decoding and anything tha
 Shapes: `B` rows, `T` queries, `S` keys, `N` query heads, `K` key/value heads (`N` a multiple of `K`), `H` head size.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,6 +18,27 @@ from videoauto_jax.kernels.quantized import Quantized
 from videoauto_jax.kernels.sharded import over_mesh
 
 Partial = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeCache:
+    """What decoding reads: all layers in one array each, since a kernel can find its layer in it but XLA would copy
+    the layer out for it, and so read and write the whole cache once more.
+
+    Attributes:
+        prompt_k, prompt_v: the shared prompt's, plain or quantized.
+        segments: non-zero where the prompt has a token; padded on the right.
+        k, v: each branch's own; `R` may be 0.
+        lengths: filled slots of each branch's own.
+    """
+
+    prompt_k: Float[Array, "L B P K H"] | Quantized
+    prompt_v: Float[Array, "L B P K H"] | Quantized
+    segments: Int[Array, "B P"]
+    k: Float[Array, "L B G R K H"]
+    v: Float[Array, "L B G R K H"]
+    lengths: Int[Array, "B G"]
 
 
 def attend(
@@ -42,7 +65,7 @@ def attend(
     module = backends.choose("attend", backend, q, k, v, mask)
     if module.XLA_SPLITS:
         return module.attend(q, k, v, mask)
-    return over_mesh(module.attend, q, k, v, mask, head_axes=(2, 2, 2, None), results=(2, 2))
+    return over_mesh(module.attend, (q, k, v, mask), ("B.K", "B.K", "B.K", "B"), ("B.K", "B.K"))
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -109,46 +132,38 @@ def group_attention(
 
 def decode_attention(
     q: Float[Array, "B G N H"],
-    prompt_k: Float[Array, "B P K H"] | Quantized,
-    prompt_v: Float[Array, "B P K H"] | Quantized,
-    prompt_segments: Int[Array, "B P"],
-    k: Float[Array, "B G R K H"],
-    v: Float[Array, "B G R K H"],
-    lengths: Int[Array, "B G"],
+    k: Float[Array, "B G K H"],
+    v: Float[Array, "B G K H"],
+    cache: DecodeCache,
+    layer: Int[Array, ""],
     *,
     backend: str = "auto",
 ) -> Float[Array, "B G N H"]:
     """One decoding step of `G` branches per prompt: the prompt's keys are read once for all of them.
 
     Args:
-        q: the query of each branch's newest token.
-        prompt_k, prompt_v: the shared prompt's cache, plain or quantized.
-        prompt_segments: non-zero where the prompt has a token; padded on the right.
-        k, v: each branch's own cache, the newest token included; `R` may be 0.
-        lengths: filled slots of each branch's own cache.
+        q, k, v: of each branch's newest token, which is not in the cache yet: so the cache is only read.
+        cache: keys and values of all layers.
+        layer: which of them.
         backend: "composed" (`attend` and `merge`), "triton", or "auto".
 
     Raises:
         BackendError: see `attend`.
     """
-    return decode_partial(q, prompt_k, prompt_v, prompt_segments, k, v, lengths, backend=backend)[0]
+    group = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+    newest = v.astype(q.dtype), jnp.sum(q.astype(jnp.float32) * k, axis=-1) * q.shape[-1] ** -0.5
+    return merge(decode_partial(q, cache, layer, backend=backend), newest)[0]
 
 
 def decode_partial(
-    q: Float[Array, "B G N H"],
-    prompt_k: Float[Array, "B P K H"] | Quantized,
-    prompt_v: Float[Array, "B P K H"] | Quantized,
-    prompt_segments: Int[Array, "B P"],
-    k: Float[Array, "B G R K H"],
-    v: Float[Array, "B G R K H"],
-    lengths: Int[Array, "B G"],
-    *,
-    backend: str = "auto",
+    q: Float[Array, "B G N H"], cache: DecodeCache, layer: Int[Array, ""], *, backend: str = "auto"
 ) -> Partial:
-    """`decode_attention` with its log-sum-exp, for a cache of which this is a part. Not differentiable."""
-    mask = shared(jnp.ones(lengths.shape, bool), prompt_segments > 0, aligned=True)
-    arguments = q, prompt_k, prompt_v, mask, k, v, lengths
+    """Attention of one token per branch to the shared prompt and to the branch's own cache. Not differentiable."""
+    mask = shared(jnp.ones(cache.lengths.shape, bool), cache.segments > 0, aligned=True)
+    arguments = q, cache.prompt_k, cache.prompt_v, mask, cache.k, cache.v, cache.lengths, layer
     module = backends.choose("decode", backend, *arguments)
     if module.XLA_SPLITS:
         return module.decode(*arguments)
-    return over_mesh(module.decode, *arguments, head_axes=(2, 2, 2, None, 3, 3, None), results=(2, 2))
+    axes = "B.K", ".B.K", ".B.K", "B", ".B..K", ".B..K", "B", ""
+    return over_mesh(module.decode, arguments, axes, ("B.K", "B.K"))

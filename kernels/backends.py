@@ -89,7 +89,7 @@ def module(operation: str, name: str) -> ModuleType:
 
 def preferences(operation: str, q: jax.Array, k: jax.Array, *rest) -> list[str]:
     """Backends for a call, best first: the first row of `autotune.json` whose every condition holds."""
-    facts = {"operation": operation, "device": device_kind(), "keys": k.shape[1], "head_size": q.shape[-1]}
+    facts = {"operation": operation, "device": device_kind(), "keys": k.shape[-3], "head_size": q.shape[-1]}
     return next(row["order"] for row in _table()["rows"] if all(_holds(facts, *pair) for pair in row.items()))
 
 

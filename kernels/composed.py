@@ -28,11 +28,14 @@ def decode(
     prompt_k: Array | Quantized,
     prompt_v: Array | Quantized,
     mask: Mask,
-    k: Float[Array, "B G R K H"],
-    v: Float[Array, "B G R K H"],
+    k: Float[Array, "L B G R K H"],
+    v: Float[Array, "L B G R K H"],
     lengths: Int[Array, "B G"],
+    layer: Int[Array, ""],
 ) -> Partial:
     """See `videoauto_jax.kernels.attention.decode_partial`. A quantized prompt is widened in memory first."""
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)  # noqa: E731
+    prompt_k, prompt_v, k, v = jax.tree.map(take, (prompt_k, prompt_v, k, v))
     prompt = _over_prompt(q, dequantize(prompt_k, q.dtype), dequantize(prompt_v, q.dtype), mask)
     rows, branches, slots = k.shape[:3]
     flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731

@@ -10,6 +10,7 @@ row's own order, so a mask is what it always is, computed once for the whole row
         mask.start[:, order], mask.stop[:, order])
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import attention
-from videoauto_jax.kernels.attention import Partial, decode_partial, merge
+from videoauto_jax.kernels.attention import DecodeCache, Partial, decode_partial, merge
 from videoauto_jax.kernels.mask import Mask
 
 
@@ -156,29 +157,24 @@ def _pass_on(arrays: tuple[Array, ...], axis: str) -> tuple[Array, ...]:
 
 
 def decode(
-    q: Float[Array, "B G N H"],
-    prompt_k: Float[Array, "B P K H"],
-    prompt_v: Float[Array, "B P K H"],
-    prompt_segments: Int[Array, "B P"],
-    k: Float[Array, "B G R K H"],
-    v: Float[Array, "B G R K H"],
-    lengths: Int[Array, "B G"],
-    *,
-    axis: str,
-    backend: str = "auto",
-) -> Float[Array, "B G N H"]:
-    """`kernels.attention.decode_attention` over a prompt whose cache is split over a mesh axis.
+    q: Float[Array, "B G N H"], cache: DecodeCache, layer: Int[Array, ""], *, axis: str, backend: str = "auto"
+) -> Partial:
+    """`kernels.attention.decode_partial` over a prompt whose cache is split over a mesh axis.
 
     Args:
-        q, k, v, lengths: the same on every device; only the first device counts the branches' own keys.
-        prompt_k, prompt_v, prompt_segments: this device's part of the prompt, any contiguous part.
+        q: the same on every device.
+        cache: its prompt is this device's part, any contiguous part; the branches' own keys are the same on every
+            device, and only the first counts them.
+        layer: which layer of the cache.
         axis: the mesh axis that splits the prompt.
         backend: see `kernels.attention.decode_attention`.
     """
-    own = jnp.where(jax.lax.axis_index(axis) == 0, lengths, 0)
-    out, lse = decode_partial(q, prompt_k, prompt_v, prompt_segments, k, v, own, backend=backend)
+    own = jnp.where(jax.lax.axis_index(axis) == 0, cache.lengths, 0)
+    out, lse = decode_partial(q, dataclasses.replace(cache, lengths=own), layer, backend=backend)
     top = jax.lax.pmax(lse, axis)
-    weight = jnp.exp(lse - jnp.where(jnp.isfinite(top), top, 0.0))[..., None]
+    shift = jnp.where(jnp.isfinite(top), top, 0.0)
+    weight = jnp.exp(lse - shift)
     total = jax.lax.psum(weight, axis)
-    merged = jax.lax.psum(out.astype(jnp.float32) * weight, axis)
-    return (merged / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
+    safe = jnp.where(total > 0, total, 1.0)
+    merged = jax.lax.psum(out.astype(jnp.float32) * weight[..., None], axis) / safe[..., None]
+    return merged.astype(q.dtype), jnp.where(total > 0, shift + jnp.log(safe), -jnp.inf)

@@ -22,8 +22,8 @@ class Quantized:
         scale: what the values are multiplied with.
     """
 
-    values: Num[Array, "B S K H"]
-    scale: Float[Array, "B S K"]
+    values: Num[Array, "... S K H"]
+    scale: Float[Array, "... S K"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -36,7 +36,7 @@ class Quantized:
         return self.values.dtype
 
 
-def quantize(x: Float[Array, "B S K H"], dtype: DTypeLike) -> Quantized:
+def quantize(x: Float[Array, "... S K H"], dtype: DTypeLike) -> Quantized:
     """Rounds to `dtype` ("int8" or "float8_e4m3fn") such that each vector's largest number uses the whole range."""
     largest = _LARGEST[jnp.dtype(dtype).name]
     x = x.astype(jnp.float32)
@@ -45,6 +45,6 @@ def quantize(x: Float[Array, "B S K H"], dtype: DTypeLike) -> Quantized:
     return Quantized((jnp.round(scaled) if jnp.dtype(dtype) == jnp.int8 else scaled).astype(dtype), scale)
 
 
-def dequantize(x: Array | Quantized, dtype: DTypeLike) -> Float[Array, "B S K H"]:
+def dequantize(x: Array | Quantized, dtype: DTypeLike) -> Float[Array, "... S K H"]:
     """The array that `x` stands for; a plain one as it is."""
     return (x.values.astype(jnp.float32) * x.scale[..., None]).astype(dtype) if isinstance(x, Quantized) else x

@@ -14,23 +14,26 @@ ROWS, HEADS = ("data", "fsdp"), ("tensor",)
 """Mesh axes over which rows and heads are split."""
 
 
-def over_mesh(kernel: Callable, *operands: Any, head_axes: tuple[int | None, ...], results: Any) -> Any:
+def over_mesh(kernel: Callable, operands: tuple, axes: tuple[str, ...], results: tuple[str, ...]) -> Any:
     """Calls `kernel(*operands)`, split over the mesh in use if it has automatic axes.
 
     Args:
         kernel: attention over whole rows and heads.
-        operands: arrays or pytrees of arrays with rows as their first axis; the second one's heads are the fewest.
-        head_axes: which axis of each operand is its heads.
-        results: the same for the kernel's results, a pytree.
+        operands: arrays, or pytrees of arrays alike.
+        axes: what each operand's axes are, one letter each: "B" rows, "K" heads, "." whole; rest and "" whole. The
+            first operand's rows and the second's heads, which are the fewest, decide what the mesh divides.
+        results: the same for the kernel's results, a tuple.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return kernel(*operands)
-    rows = _dividing(mesh, ROWS, operands[0].shape[0])
-    heads = _dividing(mesh, HEADS, operands[1].shape[head_axes[1]])
-    spec = lambda axis: PartitionSpec(rows, *[None] * (axis - 1), heads) if axis else PartitionSpec(rows)  # noqa: E731
-    places = tuple(map(spec, head_axes)), jax.tree.map(spec, results)
-    return jax.shard_map(kernel, mesh=mesh, in_specs=places[0], out_specs=places[1], check_vma=False)(*operands)
+    split = {
+        "B": _dividing(mesh, ROWS, operands[0].shape[axes[0].index("B")]),
+        "K": _dividing(mesh, HEADS, operands[1].shape[axes[1].index("K")]),
+        ".": None,
+    }
+    specs, out_specs = (tuple(PartitionSpec(*map(split.get, each)) for each in group) for group in (axes, results))
+    return jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)(*operands)
 
 
 def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:

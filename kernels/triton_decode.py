@@ -31,7 +31,14 @@ MERGE_OPTIONS = {"num_warps": 4}
 
 
 def refusal(
-    q: Array, prompt_k: Array | Quantized, prompt_v: Array | Quantized, mask: Mask, k: Array, v: Array, lengths: Array
+    q: Array,
+    prompt_k: Array | Quantized,
+    prompt_v: Array | Quantized,
+    mask: Mask,
+    k: Array,
+    v: Array,
+    lengths: Array,
+    layer: Array,
 ) -> str | None:
     """Why this kernel cannot serve a call, or None."""
     kind = backends.device_kind()
@@ -133,11 +140,11 @@ class Plan:
 def plan(q: Array, prompt_k: Array | Quantized, k: Array) -> Plan:
     """The plan of a call."""
     rows, branches, heads, size = q.shape
-    prompt, kv_heads = prompt_k.shape[1:3]
+    prompt, kv_heads = prompt_k.shape[2:4]
     wanted = triton.cdiv(prompt * rows * kv_heads, PROGRAMS)
     split = max(LEAST_SPLIT, triton.cdiv(wanted, 64) * 64)
     quantized = isinstance(prompt_k, Quantized)
-    return Plan(rows, branches, heads, kv_heads, prompt, k.shape[2], size, split, quantized)
+    return Plan(rows, branches, heads, kv_heads, prompt, k.shape[3], size, split, quantized)
 
 
 def decode(
@@ -145,16 +152,17 @@ def decode(
     prompt_k: Array | Quantized,
     prompt_v: Array | Quantized,
     mask: Mask,
-    k: Float[Array, "B G R K H"],
-    v: Float[Array, "B G R K H"],
+    k: Float[Array, "L B G R K H"],
+    v: Float[Array, "L B G R K H"],
     lengths: Int[Array, "B G"],
+    layer: Int[Array, ""],
 ) -> tuple[Float[Array, "B G N H"], Float[Array, "B G N"]]:
     """See `videoauto_jax.kernels.attention.decode_partial`."""
     cut = plan(q, prompt_k, k)
     values = lambda x: (x.values, x.scale) if isinstance(x, Quantized) else (x, lengths)  # noqa: E731  no scale is read
     (shared_k, k_scale), (shared_v, v_scale) = values(prompt_k), values(prompt_v)
-    ends = [x.astype(jnp.int32) for x in (mask.start, mask.stop, lengths)]
-    operands = q, shared_k, shared_v, k_scale, v_scale, k, v, *ends
+    ends = [jnp.asarray(x, jnp.int32) for x in (mask.start, mask.stop, lengths, layer)]
+    operands = q, shared_k, shared_v, k_scale, v_scale, k, v, *ends[:3], ends[3].reshape(1)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*cut.partials, cut.size), cut.partials)]
     outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), **SPLIT_OPTIONS)
     shapes = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)]

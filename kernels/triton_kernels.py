@@ -12,7 +12,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def split_kernel(
-    q, prompt_k, prompt_v, k_scale, v_scale, own_k, own_v, start, stop, lengths, outs, lses,
+    q, prompt_k, prompt_v, k_scale, v_scale, own_k, own_v, start, stop, lengths, layer, outs, lses,
     G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, P: tl.constexpr, R: tl.constexpr, H: tl.constexpr,
     HEAD: tl.constexpr, SPLIT: tl.constexpr, PROMPT_SPLITS: tl.constexpr, OWN_SPLITS: tl.constexpr,
     TILES: tl.constexpr, SHARED_ROWS: tl.constexpr, OWN_ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -20,23 +20,24 @@ def split_kernel(
 ):  # fmt: skip
     """One split of the prompt for all branches (the first programs), or of one branch's own keys (the others)."""
     program, pair = tl.program_id(0), tl.program_id(1)
+    number = tl.load(layer) * (tl.num_programs(1) // K)  # prompts in the layers before this one
     parts = pair * (PROMPT_SPLITS + OWN_SPLITS) * (G * (N // K))  # where the partials of this prompt and head begin
     if program < TILES * PROMPT_SPLITS:
         _prompt_split(
-            q, prompt_k, prompt_v, k_scale, v_scale, start, stop, outs, lses, parts, program // TILES,
-            program % TILES, pair // K, pair % K, G, N, K, P, H, HEAD, SPLIT, SHARED_ROWS, BLOCK, QUANTIZED, SCALE,
+            q, prompt_k, prompt_v, k_scale, v_scale, start, stop, outs, lses, parts, program // TILES, program % TILES,
+            number, pair // K, pair % K, G, N, K, P, H, HEAD, SPLIT, SHARED_ROWS, BLOCK, QUANTIZED, SCALE,
         )  # fmt: skip
     else:
         own = program - TILES * PROMPT_SPLITS
         _own_split(
             q, own_k, own_v, k_scale, v_scale, lengths, outs, lses, parts + PROMPT_SPLITS * (G * (N // K)), own // G,
-            own % G, pair // K, pair % K, G, N, K, R, H, HEAD, SPLIT, OWN_ROWS, BLOCK, SCALE,
+            own % G, number, pair // K, pair % K, G, N, K, R, H, HEAD, SPLIT, OWN_ROWS, BLOCK, SCALE,
         )  # fmt: skip
 
 
 @triton.jit
 def _prompt_split(
-    q, k, v, k_scale, v_scale, start, stop, outs, lses, parts, part, tile, row, kv_head,
+    q, k, v, k_scale, v_scale, start, stop, outs, lses, parts, part, tile, number, row, kv_head,
     G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, P: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, QUANTIZED: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +45,7 @@ def _prompt_split(
     real = query < G * (N // K)
     first = tl.maximum(tl.load(start + row * G), part * SPLIT)
     last = tl.minimum(tl.load(stop + row * G), part * SPLIT + SPLIT)
-    keys = row.to(tl.int64) * (P * K) + kv_head
+    keys = (number + row).to(tl.int64) * (P * K) + kv_head
     rows = _queries(q, row, kv_head, query, real, head, G, N, K, H)
     out, lse = _partial(
         rows, k + keys * H, v + keys * H, k_scale + keys, v_scale + keys, first, last, head,
@@ -55,14 +56,14 @@ def _prompt_split(
 
 @triton.jit
 def _own_split(
-    q, k, v, k_scale, v_scale, lengths, outs, lses, parts, part, branch, row, kv_head,
+    q, k, v, k_scale, v_scale, lengths, outs, lses, parts, part, branch, number, row, kv_head,
     G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, R: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     within, head = tl.arange(0, ROWS), tl.arange(0, HEAD)
     query, real = branch * (N // K) + within, within < N // K
     last = tl.minimum(tl.minimum(tl.load(lengths + row * G + branch), R), part * SPLIT + SPLIT)
-    keys = (row * G + branch).to(tl.int64) * (R * K) + kv_head
+    keys = ((number + row) * G + branch).to(tl.int64) * (R * K) + kv_head
     rows = _queries(q, row, kv_head, query, real, head, G, N, K, H)
     out, lse = _partial(
         rows, k + keys * H, v + keys * H, k_scale, v_scale, part * SPLIT, last, head, K, H, BLOCK, False, SCALE

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videoauto_jax.kernels import composed, reference
-from videoauto_jax.kernels.attention import attend, decode_attention, group_attention, merge, self_attention
+from videoauto_jax.kernels.attention import (
+    DecodeCache,
+    attend,
+    decode_attention,
+    decode_partial,
+    group_attention,
+    merge,
+    self_attention,
+)
 from videoauto_jax.kernels.mask import Mask, packed, shared
 from videoauto_jax.kernels.quantized import dequantize, quantize
 
@@ -154,12 +162,11 @@ def test_quantized_vectors_keep_their_length_within_rounding(dtype):
 
 def test_a_quantized_prompt_is_what_it_stands_for(dense):
     q, k, v = dense.arrays(1, 1, 3, 6)
-    arguments = np.ones((1, 6), np.int32), np.zeros((1, 3, 0, 2, 8), np.float32), np.zeros((1, 3, 0, 2, 8), np.float32)
-    small = quantize(k, "int8"), quantize(v, "int8")
-    lengths = np.zeros((1, 3), np.int32)
+    rest = np.ones((1, 6), np.int32), *np.zeros((2, 1, 1, 3, 0, 2, 8), np.float32), np.zeros((1, 3), np.int32)
+    small = quantize(k[None], "int8"), quantize(v[None], "int8")
     whole = [dequantize(x, np.float32) for x in small]
-    got = decode_attention(q, *small, *arguments, lengths)
-    np.testing.assert_allclose(got, decode_attention(q, *whole, *arguments, lengths), atol=1e-6)
+    got, expected = (decode_partial(q, DecodeCache(*prompt, *rest), 0)[0] for prompt in (small, whole))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -171,13 +178,15 @@ def test_decoding_is_the_last_row_of_each_branch(dense, group, cut, monkeypatch)
     rows, branches, prompt, slots, size = 2, 3, 6, 4, 8
     rng = np.random.default_rng(10)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    q, shared_kv = normal(rows, branches, 2 * group, size), normal(2, rows, prompt, 2, size)
-    own = normal(2, rows, branches, slots, 2, size)
+    q, newest = normal(rows, branches, 2 * group, size), normal(2, rows, branches, 2, size)
+    shared_kv, own = normal(2, 3, rows, prompt, 2, size), normal(2, 3, rows, branches, slots, 2, size)
     prompt_segments = np.array([[1] * 6, [1, 0, 0, 0, 0, 0]], np.int32)
-    lengths = np.array([[1, 4, 0], [2, 3, 1]], np.int32)  # no own keys at all: the prompt alone
-    got = jax.jit(decode_attention)(q, *shared_kv, prompt_segments, *own, lengths)
+    lengths = np.array([[1, 4, 0], [2, 3, 1]], np.int32)  # no own keys at all: the prompt and itself
+    cache, layer = DecodeCache(*shared_kv, prompt_segments, *own, lengths), 2
+    got = jax.jit(decode_attention)(q, *newest, cache, layer)
     for b, g in np.ndindex(rows, branches):
         there, m = prompt_segments[b] > 0, int(lengths[b, g])
-        k, v = (np.concatenate([shared_kv[i, b, there], own[i, b, g, :m]])[None] for i in (0, 1))
-        expected, _ = dense.oracle(q[b, g][None, None], k, v, np.ones((1, 1, there.sum() + m), bool))
+        parts = ([shared_kv[i, layer, b, there], own[i, layer, b, g, :m], newest[i, b, g][None]] for i in (0, 1))
+        k, v = (np.concatenate(part)[None] for part in parts)
+        expected, _ = dense.oracle(q[b, g][None, None], k, v, np.ones((1, 1, k.shape[1]), bool))
         np.testing.assert_allclose(got[b, g], expected[0, 0], atol=1e-5)

@@ -34,12 +34,12 @@ def call(kernel, operands, out, launch, **options):
 def case(branches, heads, kv_heads, prompt, slots, size, rows=1, dtype="float32"):
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
-    q, caches = normal(rows, branches, heads, size), [normal(rows, prompt, kv_heads, size) for _ in "kv"]
-    own = [normal(rows, branches, slots, kv_heads, size) for _ in "kv"]
+    q, caches = normal(rows, branches, heads, size), [normal(2, rows, prompt, kv_heads, size) for _ in "kv"]
+    own = [normal(2, rows, branches, slots, kv_heads, size) for _ in "kv"]
     lengths = jnp.asarray(rng.integers(0, slots + 1, (rows, branches)), jnp.int32)
     there = np.arange(prompt)[None] < rng.integers(1, prompt + 1, (rows, 1))
     there[:, :3] = False  # a prompt may start anywhere
-    return q, *caches, shared(jnp.ones((rows, branches), bool), jnp.asarray(there)), *own, lengths
+    return q, *caches, shared(jnp.ones((rows, branches), bool), jnp.asarray(there)), *own, lengths, 1  # of two layers
 
 
 SHAPES = {
@@ -75,13 +75,13 @@ def test_an_8_bit_prompt(kernels):
 
 
 def test_nothing_to_see_is_zero(kernels):
-    q, k, v, mask, own_k, own_v, lengths = case(**SHAPES["rows"])
-    nothing = shared(jnp.ones(lengths.shape, bool), jnp.zeros(k.shape[:2], bool))
-    out, lse = kernels.decode(q, k, v, nothing, own_k, own_v, jnp.zeros_like(lengths))
+    q, k, v, mask, own_k, own_v, lengths, layer = case(**SHAPES["rows"])
+    nothing = shared(jnp.ones(lengths.shape, bool), jnp.zeros(k.shape[1:3], bool))
+    out, lse = kernels.decode(q, k, v, nothing, own_k, own_v, jnp.zeros_like(lengths), layer)
     assert (np.asarray(out) == 0).all() and np.isneginf(lse).all()
 
 
 def test_a_long_prompt_fills_the_gpu(kernels):
-    q, k, own = (np.zeros(shape) for shape in ((1, 16, 28, 128), (1, 131072, 4, 128), (1, 16, 1024, 4, 128)))
+    q, k, own = (np.zeros(shape) for shape in ((1, 16, 28, 128), (1, 1, 131072, 4, 128), (1, 1, 16, 1024, 4, 128)))
     (programs, pairs, _), _ = kernels.plan(q, k, own).split_launch()
     assert kernels.PROGRAMS <= programs * pairs < 2 * kernels.PROGRAMS
