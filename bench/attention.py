@@ -30,6 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 LIMIT = 1e-2
 """Norm of the error over norm of the result, at most."""
 ROUNDS, CALLS = 7, 4
+COPIED = 2**28
+"""Numbers copied to learn the memory's speed."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,8 +161,8 @@ def random(case: Case, seed: int) -> tuple:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second that a plain copy of 1 GiB reads and writes."""
-    x = jnp.zeros(2**28, jnp.float32)
+    """Bytes per second that a plain copy reads and writes."""
+    x = jnp.zeros(COPIED, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     times = in_turns({"copy": lambda: jax.block_until_ready(copy(x))}, {})["copy"]
     return 2 * x.nbytes / float(np.median(times))

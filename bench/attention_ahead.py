@@ -12,7 +12,11 @@ from jax.sharding import PartitionSpec as P
 from videoauto_jax.kernels import backends, context_parallel
 from videoauto_jax.kernels.quantized import Quantized
 
-TARGETS = {"h100": ("mosaic", "cudnn", "triton", "composed"), "v5p:2x2x1": ("splash",), "v6e:2x2": ("splash",)}
+TARGETS = {
+    "h100": ("mosaic", "cudnn", "triton", "composed"),
+    "v5p:2x2x1": ("splash", "composed"),
+    "v6e:2x2": ("splash", "composed"),
+}
 """Where to compile -> backends that are compiled there."""
 LAYER = 131072
 

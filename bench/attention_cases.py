@@ -80,9 +80,10 @@ class Case:
         """Useful multiplications and additions of the forward pass; the backward pass has 2.5 times as many."""
         if self.operation == "decode":
             return 4.0 * BRANCHES * self.heads * self.size * (self.length + SLOTS)
-        runs = np.resize(self.documents or (self.length,), self.length)
-        runs = runs[: np.searchsorted(np.cumsum(runs), self.length) + 1].astype(float)
-        return 4.0 * self.heads * self.size * float(np.sum(runs**2)) / (2 if self.causal else 1)
+        ends = np.minimum(np.cumsum(np.resize(self.documents or (self.length,), self.length)), self.length)
+        runs = np.diff(ends, prepend=0).astype(float)
+        pairs = np.sum(runs * (runs + 1) / 2 if self.causal else runs**2)
+        return 4.0 * self.heads * self.size * float(pairs)
 
     @property
     def bytes(self) -> float:
@@ -103,7 +104,7 @@ def cases() -> list[Case]:
             Case(f"{m}-decode-{n // 1024}k-{cache}", "decode", *models[m], n, backward=False, cache=cache)
             for n in (16384, 65536, 131072) for m in models
         ]  # fmt: skip
-    for size, heads in ((80, 16), (72, 16)):
+    for size, heads in ((80, 16), (72, 16), (64, 16), (96, 16)):
         found += [
             Case(f"frames-{size}", "attend", heads, heads, size, 16384, (1024,), causal=False),
             Case(f"windows-{size}", "attend", heads, heads, size, 16384, (64,), causal=False),

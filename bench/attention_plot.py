@@ -24,6 +24,7 @@ def draw(results: dict, path: Path) -> None:
             axis.plot(*zip(*sorted(points)), marker="o", label=name)
         axis.set(title=kind, xscale="log", xlabel="thousand tokens", ylim=(0, None))
         axis.set_ylabel("TFLOP/s forward" if measure == "flops" else "share of copy bandwidth")
-        axis.legend(fontsize=8)
+        if lines:
+            axis.legend(fontsize=8)
     figure.suptitle(results["device"])
     figure.savefig(path, dpi=120)

@@ -7,6 +7,7 @@ that are not causal (#39576).
 """
 
 import functools
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ from videoauto_jax.kernels.mask import Mask
 
 XLA_SPLITS = False
 
+PRIVATE = "_dot_product_attention_fwd_p_wrapper", "_dot_product_attention_bwd_p_wrapper", "AttentionLayout", "MaskType"
+"""What is taken from a private module of jax, which may change."""
+
 
 def refusal(q: Array, k: Array, v: Array, mask: Mask) -> str | None:
     """Why cuDNN cannot serve a call, or None."""
@@ -28,6 +32,8 @@ def refusal(q: Array, k: Array, v: Array, mask: Mask) -> str | None:
         return f"it multiplies bfloat16 or float16, not {q.dtype}, {k.dtype}, {v.dtype}"
     if q.shape[-1] % 8 or q.shape[-1] > 128:
         return f"head size {q.shape[-1]} is not a multiple of 8 up to 128"
+    if not all(hasattr(_primitives(), name) for name in PRIVATE):
+        return f"this jax ({jax.__version__}) has other primitives than those bound here"
     if not mask.aligned or mask.kind not in ("causal", "shared"):
         return "it is given rows of one sequence padded on the right, and this mask is not known to be that"
     return None
@@ -88,27 +94,24 @@ def _lengths(q: Array, keys: Array | None) -> tuple[Array, Array]:
 
 
 def _options(q: Array, keys: Array | None, causal: bool) -> dict:
-    from jax._src.cudnn.fused_attention_stablehlo import AttentionLayout, MaskType
-
-    kind = MaskType.CAUSAL if causal else MaskType.PADDING if keys is not None else MaskType.NO_MASK
+    kinds = _primitives().MaskType
+    kind = kinds.CAUSAL if causal else kinds.PADDING
     return {
         "scale": q.shape[-1] ** -0.5,
         "seed": 0,
         "dropout_rate": 0.0,
         "variadic_args": (False, False),
         "mask_type": kind,
-        "layout": AttentionLayout.BTNH.value,
+        "layout": _primitives().AttentionLayout.BTNH.value,
         "sliding_window_length": None,
     }
 
 
 def bind_forward(q: Array, k: Array, v: Array, q_lengths: Array, k_lengths: Array, **options) -> tuple[Array, Array]:
     """cuDNN's forward pass: output, and statistics `[B, N, T]` that are the natural log-sum-exp in float32."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
     none = jnp.zeros(0, q.dtype)
     operands = q, k, v, none, q_lengths, k_lengths, none, none, none, none
-    return tuple(cudnn._dot_product_attention_fwd_p_wrapper.bind(*operands, is_training=True, **options))
+    return tuple(_primitives()._dot_product_attention_fwd_p_wrapper.bind(*operands, is_training=True, **options))
 
 
 def bind_backward(
@@ -116,8 +119,12 @@ def bind_backward(
     **options,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """cuDNN's backward pass."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
     none = jnp.zeros(0, q.dtype)
     operands = q, k, v, none, q_lengths, k_lengths, none, none, none, none, statistics, out, out_bar
-    return tuple(cudnn._dot_product_attention_bwd_p_wrapper.bind(*operands, **options)[:3])
+    return tuple(_primitives()._dot_product_attention_bwd_p_wrapper.bind(*operands, **options)[:3])
+
+
+def _primitives() -> ModuleType:
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    return fused_attention_stablehlo

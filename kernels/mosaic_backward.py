@@ -30,9 +30,11 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class BackwardConfig:
-    """Attributes:
-    block: keys per step of the kernel for dq, queries per step of the kernel for dk and dv.
-    stages: steps in flight.
+    """How a kernel is cut.
+
+    Attributes:
+        block: keys per step of the kernel for dq, queries per step of the kernel for dk and dv.
+        stages: steps in flight.
     """
 
     block: int = 64

@@ -19,9 +19,11 @@ from videoauto_jax.kernels.mosaic_tiles import COMPUTE, LEAST, LOG2_E, ROWS, TIL
 
 @dataclasses.dataclass(frozen=True)
 class ForwardConfig:
-    """Attributes:
-    block: keys per step.
-    stages: steps in flight; shared memory bounds it.
+    """How the kernel is cut.
+
+    Attributes:
+        block: keys per step.
+        stages: steps in flight; shared memory bounds it.
     """
 
     block: int = 128

@@ -176,18 +176,19 @@ def produce(loop: Loop, stages: int, load: Callable[[Array, Array], None], free:
         free: barriers, one per stage, that the compute warpgroups arrive at when they are done with it.
     """
 
-    @pl.loop(0, loop.steps)
-    def _step(step: Array) -> None:
-        slot = lax.rem(step, jnp.int32(stages))
+    def wait(step: Array) -> None:
+        for barrier in free:
+            plgpu.barrier_wait(barrier.at[lax.rem(step, jnp.int32(stages))])
 
-        @pl.when(step >= stages)
-        def _wait() -> None:
-            for barrier in free:
-                plgpu.barrier_wait(barrier.at[slot])
+    @pl.loop(0, jnp.minimum(loop.steps, stages))
+    def _fill(step: Array) -> None:
+        load(step, step)
 
-        load(step, slot)
+    @pl.loop(stages, loop.steps)
+    def _refill(step: Array) -> None:
+        wait(step - stages)
+        load(step, lax.rem(step, jnp.int32(stages)))
 
     @pl.loop(jnp.maximum(loop.steps - stages, 0), loop.steps)
     def _drain(step: Array) -> None:  # no barrier may complete a phase that nobody has seen
-        for barrier in free:
-            plgpu.barrier_wait(barrier.at[lax.rem(step, jnp.int32(stages))])
+        wait(step)

@@ -18,6 +18,8 @@ from videoauto_jax.kernels.mask import Mask
 
 XLA_SPLITS = False
 
+PRIVATE = "_splash_attention_bwd_dkv", "_splash_attention_bwd_dq"
+"""What is taken from splash beyond its public functions, and may change."""
 BLOCKS = (512, 256, 128)
 """Block sizes, best first; lengths are padded to a multiple of the last."""
 
@@ -27,6 +29,8 @@ def refusal(q: Array, k: Array, v: Array, mask: Mask) -> str | None:
     kind = backends.device_kind()
     if not backends.interpreting() and not kind.startswith("TPU"):
         return f"its kernels are for TPUs, and this is {kind}"
+    if not all(hasattr(splash, name) for name in PRIVATE):
+        return f"this jax ({jax.__version__}) has other kernels than those called here"
     if mask.kind == "ranges":
         return "it takes segments, not a range per query"
     return None

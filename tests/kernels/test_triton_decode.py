@@ -25,10 +25,17 @@ def kernels():
 def call(kernel, operands, out, launch, **options):
     """What `jax_triton.triton_call` does, with poisoned outputs."""
     grid, constants = launch
-    tensors = [torch.from_numpy(np.array(x)) for x in operands]
+    tensors = [tensor(np.array(x)) for x in operands]
     results = [torch.full(x.shape, float("nan"), dtype=getattr(torch, x.dtype.name)) for x in out]
     kernel[grid](*tensors, *results, **constants)
     return [jnp.asarray(x.numpy()) for x in results]
+
+
+def tensor(x):
+    """A torch tensor; NumPy's 8-bit floats go through their bits."""
+    if x.dtype.name == "float8_e4m3fn":
+        return torch.from_numpy(x.view(np.uint8)).view(torch.float8_e4m3fn)
+    return torch.from_numpy(x)
 
 
 def case(branches, heads, kv_heads, prompt, slots, size, rows=1, dtype="float32"):
@@ -67,9 +74,10 @@ def test_half_precision(kernels):
     np.testing.assert_allclose(got.astype(np.float32), expected, atol=3e-3)
 
 
-def test_an_8_bit_prompt(kernels):
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_an_8_bit_prompt(kernels, dtype):
     q, k, v, *rest = case(**SHAPES["rows"])
-    arguments = q, quantize(k, "int8"), quantize(v, "int8"), *rest
+    arguments = q, quantize(k, dtype), quantize(v, dtype), *rest
     for got, expected in zip(kernels.decode(*arguments), composed.decode(*arguments)):
         np.testing.assert_allclose(got, expected, atol=4e-6)
 
