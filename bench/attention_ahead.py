@@ -14,8 +14,8 @@ from videoauto_jax.kernels.quantized import Quantized
 
 TARGETS = {
     "h100": ("mosaic", "cudnn", "triton", "composed"),
-    "v5p:2x2x1": ("splash", "composed"),
-    "v6e:2x2": ("splash", "composed"),
+    "v5p:2x2x1": ("splash",),
+    "v6e:2x2": ("splash",),
 }
 """Where to compile -> backends that are compiled there."""
 LAYER = 131072
@@ -40,8 +40,7 @@ def wanted(chosen: list[Case]):
     for target, names in TARGETS.items():
         for case in chosen:
             for backend in names:
-                facts = case.operation, case.heads, case.size, bool(case.documents), case.causal, case.cache
-                key = target, backend, facts
+                key = target, backend, case.kernel
                 if backend in backends.MODULES[case.operation] and key not in done:
                     done.add(key)
                     yield case, backend, target
