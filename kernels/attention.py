@@ -7,37 +7,38 @@ Shapes: `B` rows, `T` queries, `S` keys, `N` query heads, `K` key/value heads (`
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from videoauto_jax.kernels import reference
+from videoauto_jax.kernels import backends
+from videoauto_jax.kernels.mask import Mask, packed, shared
+from videoauto_jax.kernels.quantized import Quantized
+from videoauto_jax.kernels.sharded import over_mesh
 
 Partial = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Mask:
-    """Which query may see which key: same non-zero segment and, if causal, a key index not above the query's.
+class DecodeCache:
+    """What decoding reads: all layers in one array each, since a kernel can find its layer in it but XLA would copy
+    the layer out for it, and so read and write the whole cache once more.
 
     Attributes:
-        query_segments: segment of each query, 0 sees nothing.
-        key_segments: segment of each key, 0 is seen by nothing.
-        causal: compare row indices; queries and keys then are the same tokens.
-        segment_bound: static upper bound on the length of a contiguous segment, or None where segments may be anywhere.
-            With a bound, queries and keys must be the same tokens and cost is linear in their number.
+        prompt_k, prompt_v: the shared prompt's, plain or quantized.
+        segments: non-zero where the prompt has a token; padded on the right.
+        k, v: each branch's own; `R` may be 0.
+        lengths: filled slots of each branch's own.
     """
 
-    query_segments: Int[Array, "B T"]
-    key_segments: Int[Array, "B S"]
-    causal: bool = dataclasses.field(default=False, metadata={"static": True})
-    segment_bound: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-
-BACKENDS: dict[str, Callable[..., Partial]] = {"reference": reference.attend}
+    prompt_k: Float[Array, "L B P K H"] | Quantized
+    prompt_v: Float[Array, "L B P K H"] | Quantized
+    segments: Int[Array, "B P"]
+    k: Float[Array, "L B G R K H"]
+    v: Float[Array, "L B G R K H"]
+    lengths: Int[Array, "B G"]
 
 
 def attend(
@@ -50,18 +51,21 @@ def attend(
 ) -> Partial:
     """Scaled dot-product attention over the keys that `mask` allows; scale is `H ** -0.5`.
 
+    Differentiable in q, k and v through both results, on every backend.
+
     Returns:
         The output in q's dtype, and the natural logarithm of the sum of exponentials in float32. Where a query sees no
         key they are 0 and -inf.
 
     Raises:
-        ValueError: the backend does not exist.
+        BackendError: the backend does not exist, or cannot serve this call; the message says why.
     """
-    if backend == "auto":
-        backend = "reference"
-    if backend not in BACKENDS:
-        raise ValueError(f"no attention backend {backend!r}; there are {sorted(BACKENDS)}")
-    return BACKENDS[backend](q, k, v, mask)
+    if k.shape[1] == 0:
+        return jnp.zeros_like(q), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
+    module = backends.choose("attend", backend, q, k, v, mask)
+    if module.XLA_SPLITS:
+        return module.attend(q, k, v, mask)
+    return over_mesh(module.attend, (q, k, v, mask), ("B.K", "B.K", "B.K", "B"), ("B.K", "B.K"))
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -86,10 +90,12 @@ def self_attention(
     *,
     causal: bool,
     segment_bound: int | None = None,
+    aligned: bool = False,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attention of rows to themselves within segments."""
-    return attend(q, k, v, Mask(segment_ids, segment_ids, causal, segment_bound), backend=backend)[0]
+    """Attention of rows to themselves within segments; see `videoauto_jax.kernels.mask.packed` for the arguments."""
+    mask = packed(segment_ids, causal=causal, bound=segment_bound, aligned=aligned)
+    return attend(q, k, v, mask, backend=backend)[0]
 
 
 def group_attention(
@@ -106,17 +112,17 @@ def group_attention(
 
     Args:
         q, k, v: projections of the whole row.
-        segment_ids: 1 on the prompt, 2, 3, … on branches, 0 on padding (also inside the prompt's part).
+        segment_ids: 1 on the prompt, 2, 3, … on branches, 0 on padding. The prompt is padded on the right.
         prompt_length: static length of the prompt's part, `P`; branches are packed in the remaining `T - P` slots.
         segment_bound: static upper bound on the length of a branch.
         backend: see `attend`.
     """
     prompt, branch = slice(None, prompt_length), slice(prompt_length, None)
-    prompt_segments, branch_segments = segment_ids[:, prompt], segment_ids[:, branch]
-    prompt_mask = Mask(prompt_segments, prompt_segments, causal=True)
-    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], prompt_mask, backend=backend)
-    to_prompt = Mask((branch_segments > 0).astype(jnp.int32), (prompt_segments > 0).astype(jnp.int32))
-    own = Mask(branch_segments, branch_segments, causal=True, segment_bound=segment_bound)
+    in_prompt, in_branch = segment_ids[:, prompt], segment_ids[:, branch]
+    to_itself = packed(in_prompt, causal=True, aligned=True)
+    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], to_itself, backend=backend)
+    to_prompt = shared(in_branch > 0, in_prompt > 0, aligned=True)
+    own = packed(in_branch, causal=True, bound=segment_bound)
     branch_out, _ = merge(
         attend(q[:, branch], k[:, prompt], v[:, prompt], to_prompt, backend=backend),
         attend(q[:, branch], k[:, branch], v[:, branch], own, backend=backend),
@@ -126,31 +132,38 @@ def group_attention(
 
 def decode_attention(
     q: Float[Array, "B G N H"],
-    prompt_k: Float[Array, "B P K H"],
-    prompt_v: Float[Array, "B P K H"],
-    prompt_segments: Int[Array, "B P"],
-    k: Float[Array, "B G R K H"],
-    v: Float[Array, "B G R K H"],
-    lengths: Int[Array, "B G"],
+    k: Float[Array, "B G K H"],
+    v: Float[Array, "B G K H"],
+    cache: DecodeCache,
+    layer: Int[Array, ""],
     *,
     backend: str = "auto",
 ) -> Float[Array, "B G N H"]:
     """One decoding step of `G` branches per prompt: the prompt's keys are read once for all of them.
 
     Args:
-        q: the query of each branch's newest token.
-        prompt_k, prompt_v: the shared prompt's cache.
-        prompt_segments: non-zero where the prompt has a token.
-        k, v: each branch's own cache, the newest token included.
-        lengths: filled slots of each branch's own cache.
-        backend: see `attend`.
+        q, k, v: of each branch's newest token, which is not in the cache yet: so the cache is only read.
+        cache: keys and values of all layers.
+        layer: which of them.
+        backend: "composed" (`attend` and `merge`), "triton", or "auto".
+
+    Raises:
+        BackendError: see `attend`.
     """
-    rows, branches, slots = k.shape[:3]
-    everyone = jnp.ones((rows, branches), jnp.int32)
-    shared = attend(q, prompt_k, prompt_v, Mask(everyone, (prompt_segments > 0).astype(jnp.int32)), backend=backend)
-    filled = (jnp.arange(slots) < lengths[..., None]).astype(jnp.int32)
-    flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731
-    own_mask = Mask(jnp.ones((rows * branches, 1), jnp.int32), flat(filled))
-    out, lse = attend(flat(q)[:, None], flat(k), flat(v), own_mask, backend=backend)
-    own = out.reshape(q.shape), lse.reshape(q.shape[:-1])
-    return merge(shared, own)[0]
+    group = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+    newest = v.astype(q.dtype), jnp.sum(q.astype(jnp.float32) * k, axis=-1) * q.shape[-1] ** -0.5
+    return merge(decode_partial(q, cache, layer, backend=backend), newest)[0]
+
+
+def decode_partial(
+    q: Float[Array, "B G N H"], cache: DecodeCache, layer: Int[Array, ""], *, backend: str = "auto"
+) -> Partial:
+    """Attention of one token per branch to the shared prompt and to the branch's own cache. Not differentiable."""
+    mask = shared(jnp.ones(cache.lengths.shape, bool), cache.segments > 0, aligned=True)
+    arguments = q, cache.prompt_k, cache.prompt_v, mask, cache.k, cache.v, cache.lengths, layer
+    module = backends.choose("decode", backend, *arguments)
+    if module.XLA_SPLITS:
+        return module.decode(*arguments)
+    axes = "B.K", ".B.K", ".B.K", "B", ".B..K", ".B..K", "B", ""
+    return over_mesh(module.decode, arguments, axes, ("B.K", "B.K"))

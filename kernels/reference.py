@@ -4,42 +4,32 @@ Scores of all pairs never exist for long rows: queries go through in chunks, and
 short rows that look only at their neighbourhood.
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-if TYPE_CHECKING:
-    from videoauto_jax.kernels.attention import Mask, Partial
+from videoauto_jax.kernels.mask import Mask
 
+XLA_SPLITS = True
 MAX_SCORES = 2**22
 """Scores of one head and row that may exist at once (16 MiB in float32)."""
 
 
-def attend(q: Array, k: Array, v: Array, mask: "Mask") -> "Partial":
-    """See `videoauto_jax.kernels.attention.attend`."""
+def refusal(q: Array, k: Array, v: Array, mask: Mask) -> None:
+    """Every shape on every device is served."""
+
+
+def attend(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
+    """See `videoauto_jax.kernels.attention.attend`; differentiated by JAX."""
     length = q.shape[1]
-    bound = mask.segment_bound
-    if bound is not None and 3 * bound < length:
-        return _banded(q, k, v, mask.query_segments, mask.causal, bound)
-    indices = (jnp.arange(length), jnp.arange(k.shape[1])) if mask.causal else None
+    if mask.bound is not None and 3 * mask.bound < length:
+        return _banded(q, k, v, mask)
     if length * k.shape[1] <= MAX_SCORES:
-        return _dense(q, k, v, _allowed(mask.query_segments, mask.key_segments, indices))
+        return _dense(q, k, v, mask.allowed(k.shape[1]))
     return _chunked(q, k, v, mask)
 
 
-def _allowed(
-    query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"], indices: tuple[Array, Array] | None
-) -> Bool[Array, "B T S"]:
-    allowed = (query_segments[..., :, None] == key_segments[..., None, :]) & (key_segments[..., None, :] > 0)
-    if indices is not None:
-        queries, keys = indices
-        allowed &= keys[..., None, :] <= queries[..., :, None]
-    return allowed
-
-
-def _dense(q: Array, k: Array, v: Array, allowed: Bool[Array, "B T S"]) -> "Partial":
+def _dense(q: Array, k: Array, v: Array, allowed: Bool[Array, "B T S"]) -> tuple[Array, Array]:
     rows, length, heads, size = q.shape
     grouped = q.reshape(rows, length, k.shape[2], heads // k.shape[2], size)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
@@ -56,7 +46,7 @@ def _dense(q: Array, k: Array, v: Array, allowed: Bool[Array, "B T S"]) -> "Part
     return out.reshape(q.shape).astype(q.dtype), jnp.moveaxis(lse, -1, 1).reshape(rows, length, heads)
 
 
-def _chunked(q: Array, k: Array, v: Array, mask: "Mask") -> "Partial":
+def _chunked(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
     """Queries in chunks, one after the other; the backward pass recomputes each chunk's scores."""
     rows, length = q.shape[:2]
     chunk = max(1, MAX_SCORES // k.shape[1])
@@ -64,36 +54,36 @@ def _chunked(q: Array, k: Array, v: Array, mask: "Mask") -> "Partial":
     split = lambda x: jnp.moveaxis(_pad(x, 0, count * chunk - length).reshape(rows, count, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
 
     @jax.checkpoint
-    def one(piece: tuple[Array, Array, Array]) -> "Partial":
-        q_chunk, segments, start = piece
-        indices = (start + jnp.arange(chunk), jnp.arange(k.shape[1])) if mask.causal else None
-        return _dense(q_chunk, k, v, _allowed(segments, mask.key_segments, indices))
+    def one(piece: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q_chunk, start, stop = piece
+        return _dense(q_chunk, k, v, Mask(start, stop).allowed(k.shape[1]))
 
-    out, lse = jax.lax.map(one, (split(q), split(mask.query_segments), jnp.arange(count) * chunk))
+    out, lse = jax.lax.map(one, (split(q), split(mask.start), split(mask.stop)))
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :length]  # noqa: E731
     return join(out), join(lse)
 
 
-def _banded(q: Array, k: Array, v: Array, segments: Int[Array, "B T"], causal: bool, bound: int) -> "Partial":
+def _banded(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
     """Chunks of `bound` queries; each sees its own chunk and the neighbours that a segment can reach into."""
-    rows, length = segments.shape
+    rows, length = mask.start.shape
+    bound = mask.bound
     count = -(-length // bound)
     tail = count * bound - length
-    after = 0 if causal else bound
+    reach = 2 if mask.kind == "causal" else 3
 
     def windows(x: Array) -> Array:
-        padded = _pad(x, bound, tail + after)
-        starts = range(2 if causal else 3)
-        pieces = [padded[:, i * bound : (i + count) * bound].reshape(rows, count, bound, *x.shape[2:]) for i in starts]
+        padded = _pad(x, bound, tail + (reach - 2) * bound)
+        pieces = [padded[:, i * bound : (i + count) * bound].reshape(rows, count, bound, *x.shape[2:])
+                  for i in range(reach)]  # fmt: skip
         return _fold(jnp.concatenate(pieces, axis=2))
 
     chunks = lambda x: _fold(_pad(x, 0, tail).reshape(rows, count, bound, *x.shape[2:]))  # noqa: E731
-    indices = (jnp.arange(bound) + bound, jnp.arange(2 * bound)) if causal else None
-    pieces = chunks(q), windows(k), windows(v), chunks(segments), windows(segments)
+    first = jnp.tile((jnp.arange(count, dtype=jnp.int32) - 1) * bound, rows)[:, None]
+    pieces = chunks(q), windows(k), windows(v), chunks(mask.start) - first, chunks(mask.stop) - first
 
-    def one(piece: tuple[Array, ...]) -> "Partial":
-        q_chunk, k_window, v_window, q_segments, k_segments = (x[None] for x in piece)
-        out, lse = _dense(q_chunk, k_window, v_window, _allowed(q_segments, k_segments, indices))
+    def one(piece: tuple[Array, ...]) -> tuple[Array, Array]:
+        q_chunk, k_window, v_window, start, stop = (x[None] for x in piece)
+        out, lse = _dense(q_chunk, k_window, v_window, Mask(start, stop).allowed(reach * bound))
         return out[0], lse[0]
 
     together = max(1, MAX_SCORES // (3 * bound**2))

@@ -112,7 +112,7 @@ class QwenVL(nnx.Module):
 
         def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, None]:
             if prompt_length is None:
-                return self_attention(q, k, v, segments, causal=True), None
+                return self_attention(q, k, v, segments, causal=True, aligned=True), None
             out = group_attention(q, k, v, segments, prompt_length=prompt_length, segment_bound=branch_bound)
             return out, None
 

@@ -48,3 +48,7 @@ class ModelError(VideoAutoError):
 
 class CheckpointError(VideoAutoError):
     """A training checkpoint that cannot be written or restored."""
+
+
+class BackendError(VideoAutoError):
+    """A named attention backend that does not exist or cannot serve the call."""

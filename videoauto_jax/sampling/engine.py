@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from videoauto_jax.kernels.attention import decode_attention, self_attention
+from videoauto_jax.kernels.attention import DecodeCache, decode_attention, self_attention
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
@@ -102,7 +102,7 @@ def prefill(
     """
 
     def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, tuple[Array, Array]]:
-        return self_attention(q, k, v, inputs.segment_ids, causal=True), (k, v)
+        return self_attention(q, k, v, inputs.segment_ids, causal=True, aligned=True), (k, v)
 
     hidden, (k, v) = model.forward(inputs, attention, features)
     last = jnp.sum(inputs.segment_ids > 0, axis=1) - 1
@@ -206,17 +206,16 @@ def _sample(state: DecodeState, temperature: Float[Array, ""]) -> tuple[Array, A
 
 def _advance(model: QwenVL, cache: PromptCache, state: DecodeState, token: Int[Array, "B G"]) -> DecodeState:
     """Runs the new tokens through the model: their logits, and their keys and values into the branches' caches."""
-    lengths = jnp.full(token.shape, state.step + 1)
+    lengths = jnp.full(token.shape, state.step)
+    caches = DecodeCache(cache.k, cache.v, cache.segments, state.k, state.v, lengths)
 
-    def attention(q: Array, k: Array, v: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
-        prompt_k, prompt_v, own_k, own_v = layer
-        own_k, own_v = (_put(own, new, state.step) for own, new in ((own_k, k), (own_v, v)))
-        return decode_attention(q, prompt_k, prompt_v, cache.segments, own_k, own_v, lengths), (k, v)
+    def attention(q: Array, k: Array, v: Array, layer: Array) -> tuple[Array, tuple[Array, Array]]:
+        return decode_attention(q, k, v, caches, layer), (k, v)
 
     position = jnp.broadcast_to(cache.next_position[:, None] + state.step, token.shape)
     x = model.text.embed(token)
-    caches = cache.k, cache.v, state.k, state.v
-    hidden, (k, v) = model.text(x, jnp.stack([position] * 3), attention, caches=caches)
+    layers = jnp.arange(cache.k.shape[0])
+    hidden, (k, v) = model.text(x, jnp.stack([position] * 3), attention, caches=layers)
     return dataclasses.replace(
         state,
         step=state.step + 1,
@@ -224,7 +223,3 @@ def _advance(model: QwenVL, cache: PromptCache, state: DecodeState, token: Int[A
         k=jax.lax.dynamic_update_slice_in_dim(state.k, k[:, :, :, None], state.step, axis=3),
         v=jax.lax.dynamic_update_slice_in_dim(state.v, v[:, :, :, None], state.step, axis=3),
     )
-
-
-def _put(own: Float[Array, "B G R K H"], new: Float[Array, "B G K H"], step: Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(own, new[:, :, None], step, axis=2)

@@ -1,0 +1,180 @@
+"""Attention of rows that are split over a mesh axis, for use inside `shard_map`.
+
+A causal row's end costs more than its beginning. Cut into twice as many chunks as there are devices, chunk `i` and the
+`i`-th from the end make equal work: device `i` holds both, one after the other (`zigzag`). Ranges of keys stay in the
+row's own order, so a mask is what it always is, computed once for the whole row and split with the queries:
+
+    mask = packed(segment_ids, causal=True)
+    order = zigzag(T, devices)
+    shard_map(partial(attend, axis="context"), in_specs=P(None, "context"), …)(q[:, order], k[:, order], v[:, order],
+        mask.start[:, order], mask.stop[:, order])
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from videoauto_jax.errors import BackendError
+from videoauto_jax.kernels import attention
+from videoauto_jax.kernels.attention import DecodeCache, Partial, decode_partial, merge
+from videoauto_jax.kernels.mask import Mask
+
+
+def zigzag(length: int, devices: int) -> Int[np.ndarray, "T"]:
+    """Where each token of the split order comes from; its `argsort` leads back.
+
+    Raises:
+        BackendError: the length is not a multiple of `2 * devices`.
+    """
+    if length % (2 * devices):
+        fix = f"Pad rows to a multiple of {2 * devices}"
+        raise BackendError(f"{length} tokens cannot be split over {devices} devices evenly", fix=fix)
+    chunks = np.arange(length, dtype=np.int32).reshape(2 * devices, -1)
+    return chunks[chunk_order(devices)].reshape(-1)
+
+
+def chunk_order(devices: int) -> Int[np.ndarray, "C2"]:
+    """The chunks of all devices, in the order of devices: 0, 2C-1, 1, 2C-2, …"""
+    first = np.arange(devices)
+    return np.stack([first, 2 * devices - 1 - first], axis=1).reshape(-1)
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    start: Int[Array, "B T"],
+    stop: Int[Array, "B T"],
+    *,
+    axis: str,
+    strategy: str = "gather",
+    backend: str = "auto",
+) -> Partial:
+    """`kernels.attention.attend` of a row of which every device holds two chunks.
+
+    Args:
+        q, k, v: this device's part, in the order of `zigzag`.
+        start, stop: ranges of its queries, in keys of the whole row, as `mask.packed` gives them.
+        axis: the mesh axis that splits rows.
+        strategy: "gather" has each device fetch all keys at once: simplest, and cheap where links are fast (at 128k
+            tokens, 8 devices and 8 KV heads, 1 ms of NVLink for 29 ms of attention). "ring" passes keys around while it
+            computes and never holds more than two devices' keys; its backward pass computes scores twice.
+        backend: see `kernels.attention.attend`.
+
+    Raises:
+        BackendError: no such strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise BackendError(f"no strategy {strategy!r}", fix=f"There are: {', '.join(STRATEGIES)}")
+    return STRATEGIES[strategy](q, k, v, start, stop, axis, backend)
+
+
+def _gather(q: Array, k: Array, v: Array, start: Array, stop: Array, axis: str, backend: str) -> Partial:
+    """All keys in the row's order, then one call; the transpose of gathering sums their gradients."""
+    devices = jax.lax.axis_size(axis)
+    back = np.argsort(chunk_order(devices))
+
+    def whole(x: Array) -> Array:
+        chunks = jax.lax.all_gather(x.reshape(x.shape[0], 2, -1, *x.shape[2:]), axis, axis=1, tiled=True)
+        return chunks[:, back].reshape(x.shape[0], -1, *x.shape[2:])
+
+    return attention.attend(q, whole(k), whole(v), Mask(start, stop), backend=backend)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _ring(q: Array, k: Array, v: Array, start: Array, stop: Array, axis: str, backend: str) -> Partial:
+    return _ring_forward(q, k, v, start, stop, axis, backend)[0]
+
+
+def _ring_forward(q: Array, k: Array, v: Array, start: Array, stop: Array, axis: str, backend: str) -> tuple:
+    devices, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+
+    def step(carry: tuple, distance: Array) -> tuple[tuple, None]:
+        k, v, part = carry
+        k, v = _pass_on((k, v), axis)
+        out, lse = _over_owner(q, k, v, start, stop, (me - distance) % devices, devices, backend)
+        return (k, v, merge(part, (out.astype(jnp.float32), lse))), None
+
+    out, lse = _over_owner(q, k, v, start, stop, me, devices, backend)
+    first = k, v, (out.astype(jnp.float32), lse)
+    (_, _, (out, lse)), _ = jax.lax.scan(step, first, jnp.arange(1, devices))
+    out = out.astype(q.dtype)
+    return (out, lse), (q, k, v, start, stop, out, lse)
+
+
+def _ring_backward(axis: str, backend: str, saved: tuple, bars: tuple[Array, Array]) -> tuple:
+    """Gradients of keys travel with the keys; each step's is that of its partial under the whole row's log-sum-exp."""
+    q, k, v, start, stop, out, lse = saved
+    out_bar, lse_bar = bars
+    devices, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    wide = lambda x: x.astype(jnp.float32)  # noqa: E731
+    whole = jnp.sum(wide(out) * wide(out_bar), axis=-1) - lse_bar
+
+    def one(k: Array, v: Array, distance: Array) -> tuple[Array, Array, Array]:
+        owner = (me - distance) % devices
+        run = lambda q, k, v: _over_owner(q, k, v, start, stop, owner, devices, backend)  # noqa: E731
+        (part, part_lse), vjp = jax.vjp(run, q, k, v)
+        weight = jnp.where(jnp.isfinite(part_lse), jnp.exp(part_lse - lse), 0.0)
+        part_bar = wide(out_bar) * weight[..., None]
+        lse_bar = jnp.sum(wide(part) * part_bar, axis=-1) - weight * whole
+        return vjp((part_bar.astype(part.dtype), lse_bar))
+
+    def step(carry: tuple, distance: Array) -> tuple[tuple, None]:
+        k, v, q_bar, k_bar, v_bar = carry
+        k, v, k_bar, v_bar = _pass_on((k, v, k_bar, v_bar), axis)
+        bars = one(k, v, distance)
+        return (k, v, *(total + wide(bar) for total, bar in zip((q_bar, k_bar, v_bar), bars))), None
+
+    first = k, v, *map(wide, one(k, v, jnp.int32(0)))
+    (_, _, q_bar, k_bar, v_bar), _ = jax.lax.scan(step, first, jnp.arange(1, devices))
+    k_bar, v_bar = _pass_on((k_bar, v_bar), axis)  # back to where the keys live
+    return q_bar.astype(q.dtype), k_bar.astype(k.dtype), v_bar.astype(v.dtype), None, None
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
+
+STRATEGIES: dict[str, Callable[..., Partial]] = {"gather": _gather, "ring": _ring}
+
+
+def _over_owner(q, k, v, start, stop, owner: Array, devices: int, backend: str) -> Partial:
+    """Attention to the two chunks of keys that device `owner` holds."""
+    size = k.shape[1] // 2
+    parts = []
+    for chunk, at in ((owner, 0), (2 * devices - 1 - owner, size)):
+        mask = Mask(start, stop).of_keys(chunk * size, size)
+        parts.append(attention.attend(q, k[:, at : at + size], v[:, at : at + size], mask, backend=backend))
+    return merge(*parts)
+
+
+def _pass_on(arrays: tuple[Array, ...], axis: str) -> tuple[Array, ...]:
+    devices = jax.lax.axis_size(axis)
+    return jax.lax.ppermute(arrays, axis, [(i, (i + 1) % devices) for i in range(devices)])
+
+
+def decode(
+    q: Float[Array, "B G N H"], cache: DecodeCache, layer: Int[Array, ""], *, axis: str, backend: str = "auto"
+) -> Partial:
+    """`kernels.attention.decode_partial` over a prompt whose cache is split over a mesh axis.
+
+    Args:
+        q: the same on every device.
+        cache: its prompt is this device's part, any contiguous part; the branches' own keys are the same on every
+            device, and only the first counts them.
+        layer: which layer of the cache.
+        axis: the mesh axis that splits the prompt.
+        backend: see `kernels.attention.decode_attention`.
+    """
+    own = jnp.where(jax.lax.axis_index(axis) == 0, cache.lengths, 0)
+    out, lse = decode_partial(q, dataclasses.replace(cache, lengths=own), layer, backend=backend)
+    top = jax.lax.pmax(lse, axis)
+    shift = jnp.where(jnp.isfinite(top), top, 0.0)
+    weight = jnp.exp(lse - shift)
+    total = jax.lax.psum(weight, axis)
+    safe = jnp.where(total > 0, total, 1.0)
+    merged = jax.lax.psum(out.astype(jnp.float32) * weight[..., None], axis) / safe[..., None]
+    return merged.astype(q.dtype), jnp.where(total > 0, shift + jnp.log(safe), -jnp.inf)

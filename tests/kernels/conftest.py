@@ -1,0 +1,98 @@
+"""The oracle that every attention answers to: dense, float64, with gradients through output and log-sum-exp."""
+
+import os
+from types import SimpleNamespace
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def dense():
+    """Namespace of the functions below."""
+    return SimpleNamespace(arrays=arrays, oracle=oracle, check=check, written_out=written_out, segments=segments)
+
+
+def arrays(seed, rows, queries, keys, heads=4, kv_heads=2, size=8):
+    """Random float32 q, k, v."""
+    rng = np.random.default_rng(seed)
+    shapes = (rows, queries, heads, size), (rows, keys, kv_heads, size), (rows, keys, kv_heads, size)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def oracle(q, k, v, allowed, out_bar=None, lse_bar=None):
+    """Float64 attention over `allowed` [B, T, S], and the gradients of <out, out_bar> + <lse, lse_bar> if given."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    repeat, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
+    keys, values = np.repeat(k, repeat, axis=2), np.repeat(v, repeat, axis=2)
+    scores = np.where(allowed[:, None], np.einsum("btnh,bsnh->bnts", q, keys) * scale, -np.inf)
+    top = np.max(scores, axis=-1, initial=-1e300, keepdims=True)
+    weights = np.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = np.moveaxis((top + np.log(total))[..., 0], 1, 2)
+    lse[np.moveaxis(total[..., 0], 1, 2) == 0] = -np.inf
+    weights = weights / np.where(total == 0, 1, total)
+    out = np.einsum("bnts,bsnh->btnh", weights, values)
+    if out_bar is None:
+        return out, lse
+    per_weight = np.einsum("btnh,bsnh->bnts", out_bar, values)
+    per_score = weights * (per_weight - np.sum(weights * per_weight, -1, keepdims=True))
+    per_score = per_score + weights * np.moveaxis(lse_bar, 2, 1)[..., None]
+    fold = lambda x: x.reshape(*k.shape[:3], repeat, k.shape[3]).sum(3)  # noqa: E731
+    return (
+        out,
+        lse,
+        (
+            np.einsum("bnts,bsnh->btnh", per_score, keys) * scale,
+            fold(np.einsum("bnts,btnh->bsnh", per_score, q) * scale),
+            fold(np.einsum("bnts,btnh->bsnh", weights, out_bar)),
+        ),
+    )
+
+
+def check(function, qkv, allowed, seed=0, atol=1e-5):
+    """`function(q, k, v) -> (out, lse)` agrees with the oracle, and so do its gradients, within twice `atol`."""
+    rng = np.random.default_rng(seed)
+    seen = allowed.any(-1)
+    out_bar = rng.normal(size=qkv[0].shape)
+    lse_bar = rng.normal(size=qkv[0].shape[:3]) * seen[..., None]  # where a row sees nothing, its lse is constant
+    out, lse, bars = oracle(*qkv, allowed, out_bar, lse_bar)
+    got_out, got_lse, got_bars = gradients(function, qkv, out_bar, lse_bar)
+    np.testing.assert_allclose(got_out, out, atol=atol)
+    np.testing.assert_allclose(got_lse, lse, atol=atol)
+    assert (np.asarray(got_out)[~seen] == 0).all() and np.isneginf(np.asarray(got_lse)[~seen]).all()
+    for got, bar in zip(got_bars, bars):
+        np.testing.assert_allclose(got, bar, atol=2 * atol)
+
+
+def gradients(function, qkv, out_bar, lse_bar):
+    def loss(q, k, v):
+        out, lse = function(q, k, v)
+        return jnp.sum(out * out_bar) + jnp.sum(jnp.where(lse_bar == 0, 0, lse) * lse_bar), (out, lse)
+
+    bars, (out, lse) = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+    return out, lse, bars
+
+
+def written_out(segment_ids, causal):
+    """What packed segments mean, pair by pair."""
+    ids = np.asarray(segment_ids)
+    allowed = (ids[:, :, None] == ids[:, None, :]) & (ids[:, :, None] > 0)
+    return allowed & np.tri(ids.shape[1], dtype=bool) if causal else allowed
+
+
+def segments(seed, rows, length, longest=6, padding=3):
+    """Contiguous segments 1, 2, … of 1 to `longest` tokens with a padded end."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(rows):
+        lengths = rng.integers(1, longest + 1, size=length)
+        made.append(np.repeat(np.arange(length) + 1, lengths)[:length])
+    made = np.array(made, np.int32)
+    made[:, length - min(padding, length - 1) :] = 0
+    return made

@@ -1,0 +1,125 @@
+"""One suite for every backend of `attend`: values and gradients against the dense oracle, and honest refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoauto_jax.errors import BackendError
+from videoauto_jax.kernels import backends
+from videoauto_jax.kernels.attention import attend
+from videoauto_jax.kernels.mask import Mask, packed, shared
+
+BACKENDS = {"reference": "float32", "mosaic": "bfloat16", "splash": "float32"}
+"""Backend -> dtype that it is tested in."""
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+"""Norm of the error over norm of the result."""
+ENVIRONMENT = ("need jax", "cannot be imported")
+"""What a refusal may say here without being a failure."""
+
+
+def one_document(dense):
+    ids = np.pad(np.ones((1, 190), np.int32), ((0, 0), (0, 10)))
+    return {"queries": 200, "heads": 2, "kv_heads": 1, "size": 64, "mask": packed(jnp.asarray(ids), causal=True)}
+
+
+def packed_documents(dense):
+    ids = np.concatenate([dense.segments(0, 1, 100, longest=40), dense.segments(1, 1, 233, longest=2) % 3], 1)
+    return {"queries": 333, "heads": 3, "kv_heads": 1, "size": 128, "mask": packed(jnp.asarray(ids), causal=True)}
+
+
+def frames(dense):
+    ids = dense.segments(2, 2, 150, longest=70)
+    return {
+        "queries": 150,
+        "rows": 2,
+        "heads": 2,
+        "kv_heads": 2,
+        "size": 72,
+        "mask": packed(jnp.asarray(ids), causal=False),
+    }
+
+
+def branches_over_a_prompt(dense):
+    queries, keys = np.arange(40)[None] % 5 > 0, np.arange(300)[None] // 7 % 43 > 0
+    return {"queries": 40, "keys": 300, "heads": 2, "kv_heads": 1, "size": 80, "mask": shared(queries, keys)}
+
+
+def any_ranges(dense):
+    start, stop = np.sort(np.random.default_rng(3).integers(0, 271, (2, 1, 140)), axis=0)
+    mask = Mask(*(jnp.asarray(x, jnp.int32) for x in (start, np.where(np.arange(140) % 9 == 0, start, stop))))
+    return {"queries": 140, "keys": 270, "heads": 2, "kv_heads": 2, "size": 96, "mask": mask}
+
+
+def bounded_frames(dense):
+    ids = dense.segments(4, 1, 300, longest=40)
+    return {
+        "queries": 300,
+        "heads": 2,
+        "kv_heads": 2,
+        "size": 80,
+        "mask": packed(jnp.asarray(ids), causal=False, bound=40),
+    }
+
+
+CANNOT = {("splash", "any_ranges"): "segments, not a range"}
+"""What a backend refuses, and the words of its reason."""
+CASES = [bounded_frames, one_document, packed_documents, frames, branches_over_a_prompt, any_ranges]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_and_gradients(dense, backend, case, capfd):
+    facts = {"rows": 1, "keys": None} | case(dense)
+    mask, dtype = facts.pop("mask"), BACKENDS[backend]
+    facts["keys"] = facts["keys"] or facts["queries"]
+    qkv = [jnp.asarray(x, dtype) for x in dense.arrays(0, **facts)]
+    with backends.interpreted():
+        reason = backends.refusal("attend", backend, *qkv, mask)
+        if reason and any(text in reason for text in ENVIRONMENT):
+            pytest.skip(reason)
+        if reason and (backend, case.__name__) in CANNOT:
+            assert CANNOT[backend, case.__name__] in reason
+            return
+        agree(dense, lambda q, k, v: attend(q, k, v, mask, backend=backend), qkv, mask, TOLERANCE[dtype])
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+def agree(dense, function, qkv, mask, tolerance):
+    allowed = np.array(mask.allowed(qkv[1].shape[1]))
+    seen = allowed.any(-1)
+    rng = np.random.default_rng(1)
+    out_bar = np.asarray(jnp.asarray(rng.normal(size=qkv[0].shape), qkv[0].dtype), np.float32)
+    lse_bar = rng.normal(size=qkv[0].shape[:3]).astype(np.float32) * seen[..., None]
+    wide = [np.asarray(x, np.float32) for x in qkv]
+    out, lse, bars = dense.oracle(*wide, allowed, out_bar, lse_bar)
+    (got_out, got_lse), vjp = jax.vjp(function, *qkv)
+    got_bars = vjp((jnp.asarray(out_bar, got_out.dtype), jnp.asarray(lse_bar)))
+    assert got_out.dtype == qkv[0].dtype and got_lse.dtype == jnp.float32
+    assert (np.asarray(got_out, np.float32)[~seen] == 0).all() and np.isneginf(np.asarray(got_lse)[~seen]).all()
+    pairs = [(got_out, out), (np.asarray(got_lse)[seen], lse[seen]), *zip(got_bars, bars)]
+    for name, (got, expected) in zip(("out", "lse", "q_bar", "k_bar", "v_bar"), pairs):
+        error = np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def test_an_unknown_backend_is_named(dense):
+    ids = np.ones((1, 2), np.int32)
+    with pytest.raises(BackendError, match="no attend backend 'flash'. There are: auto, reference, mosaic"):
+        attend(*dense.arrays(0, 1, 2, 2), packed(ids, causal=True), backend="flash")
+
+
+@pytest.mark.parametrize("backend, reason", [("mosaic", "Hopper|jax 0.11"), ("splash", "for TPUs, and this is cpu")])
+def test_a_backend_that_cannot_serve_says_why(dense, backend, reason):
+    ids = np.ones((1, 2), np.int32)
+    with pytest.raises(BackendError, match=reason):
+        attend(*dense.arrays(0, 1, 2, 2), packed(ids, causal=True), backend=backend)
+
+
+def test_auto_takes_the_first_that_does_not_refuse(dense, monkeypatch):
+    qkv, mask = dense.arrays(0, 1, 2, 2), packed(np.ones((1, 2), np.int32), causal=True)
+    assert backends.choose("attend", "auto", *qkv, mask).__name__.endswith("reference")
+    for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA A100", "TPU v5p", "something new"):
+        monkeypatch.setattr(backends, "device_kind", lambda kind=kind: kind)
+        order = backends.preferences("attend", *qkv, mask)
+        assert order[-1] == "reference" and set(order) <= set(backends.MODULES["attend"])

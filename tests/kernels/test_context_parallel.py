@@ -1,0 +1,83 @@
+"""Rows split over eight devices against dense attention, and the balance of their work."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from videoauto_jax.errors import BackendError
+from videoauto_jax.kernels import context_parallel
+from videoauto_jax.kernels.attention import DecodeCache, decode_partial
+from videoauto_jax.kernels.context_parallel import zigzag
+from videoauto_jax.kernels.mask import packed
+
+DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((DEVICES,), ("context",), axis_types=(AxisType.Auto,))
+
+
+def over(mesh, function, in_specs, out_specs):
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+def test_a_split_row_is_a_whole_row(dense, mesh, strategy, causal):
+    length = 6 * DEVICES
+    ids = np.concatenate([np.ones((2, 17), np.int32), dense.segments(0, 2, length - 17, longest=20) + 1], axis=1)
+    ids[:, -5:] = 0
+    mask, order = packed(jnp.asarray(ids), causal=causal), zigzag(length, DEVICES)
+    row = P(None, "context")
+    split = over(mesh, partial(context_parallel.attend, axis="context", strategy=strategy), (row,) * 5, (row, row))
+    back = np.argsort(order)
+
+    def whole(q, k, v):
+        out, lse = split(*(x[:, order] for x in (q, k, v, mask.start, mask.stop)))
+        return out[:, back], lse[:, back]
+
+    dense.check(whole, dense.arrays(1, 2, length, length, heads=4, kv_heads=2), dense.written_out(ids, causal))
+
+
+def test_devices_have_equal_work():
+    length = 128 * 2 * DEVICES
+    mask = packed(jnp.ones((1, length), jnp.int32), causal=True)
+    keys = np.asarray(mask.stop - mask.start)[0]
+    work = keys[zigzag(length, DEVICES)].reshape(DEVICES, -1).sum(1)
+    assert work.max() / work.mean() < 1.05
+    assert keys.reshape(DEVICES, -1).sum(1).max() / work.mean() > 1.8  # what plain chunks would cost
+
+
+def test_blocks_visited_are_as_balanced_as_the_work():
+    tiles = pytest.importorskip("videoauto_jax.kernels.mosaic_tiles")
+    length = 4 * tiles.TILE * 2 * DEVICES
+    mask, order = packed(jnp.ones((1, length), jnp.int32), causal=True), zigzag(length, DEVICES)
+    shards = [x[:, order].reshape(DEVICES, -1) for x in (mask.start, mask.stop)]
+    plan = np.asarray(tiles.plan_queries(type(mask)(*shards), 128))
+    blocks = (plan[..., 3] - plan[..., 0]).sum(1)
+    assert blocks.max() / blocks.mean() < 1.05
+
+
+def test_decoding_over_a_split_prompt(mesh):
+    rng = np.random.default_rng(2)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    prompt, own = ([normal(2, 2, *shape, 2, 8) for _ in "kv"] for shape in ((5 * DEVICES,), (3, 4)))
+    segments = (np.arange(5 * DEVICES) < np.array([[33], [3]])).astype(np.int32)  # whole devices see nothing
+    cache = DecodeCache(*prompt, segments, *own, np.array([[1, 4, 0], [2, 3, 1]], np.int32))
+    keys = P(None, None, "context")
+    places = DecodeCache(keys, keys, P(None, "context"), P(), P(), P())
+    split = over(mesh, partial(context_parallel.decode, axis="context"), (P(), places, P()), P())
+    q = normal(2, 3, 14, 8)
+    for got, expected in zip(split(q, cache, 1), decode_partial(q, cache, 1)):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_what_cannot_be_split_is_said():
+    with pytest.raises(BackendError, match="Pad rows to a multiple of 16"):
+        zigzag(40, DEVICES)
