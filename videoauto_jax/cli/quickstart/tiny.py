@@ -92,9 +92,9 @@ def _start(model: QwenVL, seed: int) -> dict[str, np.ndarray]:
         leaf[...] = leaf[...] * _START.get("/".join(map(str, path)), 1.0)
     nnx.update(model, state)
     arrays = {path: np.array(array) for path, array in parameter_paths(model).items()}
-    said = model.merge_vision(model.encode_vision(_pictures(seed)))
-    for merger, rows in (("merger", said.slots), ("deepstack_mergers", said.deepstack)):
-        centre, size = np.mean(rows, axis=-2), float(np.std(rows, axis=-2).mean())
+    fresh = model.merge_vision(model.encode_vision(_pictures(seed)))
+    for merger, said in (("merger", fresh.slots), ("deepstack_mergers", fresh.deepstack)):
+        centre, size = np.mean(said, axis=-2), float(np.std(said, axis=-2).mean())
         arrays[f"{merger}/fc2/kernel"] /= size
         arrays[f"{merger}/fc2/bias"] = (arrays[f"{merger}/fc2/bias"] - centre) / size
     return arrays
