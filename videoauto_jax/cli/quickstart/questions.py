@@ -149,8 +149,15 @@ def look(scene: Scene, rng: np.random.Generator) -> list[Item]:
         _look(skill, f"List the {skill}.", "; ".join(f"{s} {what}" for s, what in enumerate(seconds)))
         for skill, seconds in shown.items()
     ]
-    steps = [make(scene, rng) for make in (count, sum_)]
-    return lists + [_look(item.skill, item.fields["problem"], item.careful) for item in steps]
+    thought_through = [make(scene, rng) for make in (count, sum_, order)]
+    return lists + [
+        _look(item.skill, _asked(item), f"<think>{item.careful}</think>\\boxed{{{item.answer}}}")
+        for item in thought_through
+    ]
+
+
+def _asked(item: Item) -> str:
+    return "\n".join([item.fields["problem"], *item.fields["options"], "Think first."])
 
 
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
