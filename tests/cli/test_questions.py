@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
+from itertools import accumulate
 
 import numpy as np
 import pytest
 
 from videoauto_jax.cli.quickstart.demonstrations import DemonstrationMix, demonstration
-from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, VIDEO_QUESTIONS, WORDS, digits
+from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, ORDINALS, VIDEO_QUESTIONS, WORDS, digits, lessons
 from videoauto_jax.cli.quickstart.scene import FRAMES_PER_SECOND, make_scene, render, render_still
 from videoauto_jax.protocol import FALLBACK_ANSWER, parse_response
 
@@ -44,8 +45,8 @@ def test_pictures_show_what_the_scene_says():
                     scene.dots[second],
                     scene.flash[0] <= second < scene.flash[1],
                 )
-        first, last = middle_of_shape(frames[0]), middle_of_shape(frames[-1])
-        moves = {"left": first > last + 20, "right": first < last - 20, "still": abs(first - last) < 1}
+        first, last = middle_of_bar(frames[0]), middle_of_bar(frames[-1])
+        moves = {"left": first > last + 12, "right": first < last - 12, "still": abs(first - last) < 1}
         assert moves[scene.motion]
 
 
@@ -57,17 +58,39 @@ def read_second(picture):
     return lamp, dots, bool(picture[0, 32].min() > 150)
 
 
-def middle_of_shape(picture):
-    upper = picture[4:30, 3:61].astype(int)
-    away = np.abs(upper - np.median(upper, axis=(0, 1))).max(-1)
-    return np.argwhere(away > 40)[:, 1].mean()
+def middle_of_bar(picture):
+    return np.argwhere(picture[6:28, 32:61].max(-1) < 60)[:, 1].mean()
+
+
+def test_signs_show_their_shape_in_black_on_their_colour():
+    looks = {
+        "square": (True, True, True),
+        "ring": (False, False, False),
+        "triangle": (True, False, True),
+        "cross": (True, False, False),
+    }
+    for scene in SCENES[:80]:
+        sign = render_still(scene, 0)[4:30, 4:30].max(-1) < 60
+        assert (sign[13, 13], sign[4, 5], sign[21, 5]) == looks[scene.shape]
 
 
 @pytest.mark.parametrize("skill, truth", [("colour", "colour"), ("object", "shape"), ("direction", "motion")])
 def test_words_name_what_is_seen(skill, truth):
     for scene, item in ask(skill):
         assert item.answer == getattr(scene, truth) and item.fields["answer"] == f"<answer>{item.answer}</answer>"
-        assert item.careful.endswith(f"{item.answer}.") and item.answer not in item.wrong
+        assert item.answer not in item.wrong
+        if skill != "direction":
+            assert steps(item, [item.answer] * scene.seconds)
+
+
+def test_lessons_say_what_is_seen():
+    for scene in SCENES[:40]:
+        listed = {item.skill: item.answer.rstrip(".").split(";") for item in lessons(scene)}
+        told = {skill: [step.partition(" ")[2] for step in seconds] for skill, seconds in listed.items()}
+        assert told["lamp"] == list(scene.lamp) and told["dots"] == [WORDS[dots] for dots in scene.dots]
+        assert told["sign"] == [f"{scene.colour} {scene.shape}"] * scene.seconds
+        ends = {"left": ("right", "left"), "right": ("left", "right")}
+        assert ends.get(scene.motion, (told["bar"][0],) * 2) == (told["bar"][0], told["bar"][-1])
 
 
 def test_choices_name_what_is_seen():
@@ -84,33 +107,45 @@ def test_grounding_answers_are_the_flash():
             assert re.findall(r"\d\.0", item.answer) == [f"{t}.0" for t in scene.flash]
 
 
+def steps(item, states):
+    """What a careful thought says, second by second; every second is there and says first what is shown."""
+    told = [step.split(" ") for step in item.careful.partition(".")[0].split(";")]
+    assert [(step[0], step[1]) for step in told] == [(str(second), state) for second, state in enumerate(states)]
+    return [step[2:] for step in told]
+
+
 def test_careful_sums_are_right_at_every_step():
     for scene, item in ask("sum"):
-        steps = re.findall(r"(\d) (\w+) (\d)", item.careful)
-        total = 0
-        for second, (at, dots, shown) in enumerate(steps):
-            total += scene.dots[second]
-            assert (int(at), WORDS.index(dots), int(shown)) == (second, scene.dots[second], total % 10)
-        assert len(steps) == scene.seconds and item.answer == str(sum(scene.dots) % 10)
+        told = steps(item, [WORDS[dots] for dots in scene.dots])
+        assert [WORDS.index(total) for (total,) in told] == [t % 10 for t in accumulate(scene.dots)]
+        assert item.answer == str(sum(scene.dots) % 10)
 
 
 def test_careful_counts_are_right_at_every_step():
     for scene, item in ask("count"):
         target = re.search(r"lamp (\w+)\?", item.fields["problem"])[1]
-        seen = 0
-        steps = re.findall(r"(\d) (\w+) (\d)", item.careful)
-        for second, step in enumerate(steps):
-            seen += scene.lamp[second] == target
-            assert step == (str(second), scene.lamp[second], str(seen))
-        assert len(steps) == scene.seconds and item.answer == str(seen)
+        told = steps(item, scene.lamp)
+        assert [asked for asked, _ in told] == [target] * scene.seconds
+        assert [WORDS.index(n) for _, n in told] == list(accumulate(lamp == target for lamp in scene.lamp))
+        assert item.answer == str(scene.lamp.count(target))
 
 
 def test_orders_are_those_of_first_appearance():
     for scene, item in ask("order"):
-        named = re.search(r"first show (.*)\?", item.fields["problem"])[1].split(", ")
-        assert option(item).split(", ") == sorted(named, key=scene.lamp.index) and len(named) == 3
-        assert re.findall(r"\d (\w+)", item.careful) == list(scene.lamp)
-        assert len({tuple(text[3:].split(", ")) for text in item.fields["options"]}) == 4
+        asked = re.search(r"is the (\w+) to appear", item.fields["problem"])[1]
+        ranks = [name for (name,) in steps(item, scene.lamp)]
+        assert ranks == [ORDINALS[len(set(scene.lamp[: scene.lamp.index(lamp)]))] for lamp in scene.lamp]
+        assert option(item) == scene.lamp[ranks.index(asked)]
+        assert item.careful.endswith(f" {option(item)}, {item.answer}.")
+
+
+def test_careful_groundings_track_the_flash():
+    for scene, item in ask("when"):
+        lit = [scene.flash[0] <= second < scene.flash[1] for second in range(scene.seconds)]
+        told = steps(item, ["lit" if on else "dark" for on in lit])
+        for second, said in enumerate(told):
+            seen = [s for s in range(second + 1) if lit[s]]
+            assert [WORDS.index(word) for word in said] == ([seen[0], seen[-1] + 1] if seen else [])
 
 
 def test_stills_and_text():
@@ -123,7 +158,7 @@ def test_stills_and_text():
     }
     item = digits([3, 4, 2, 4])
     assert item.fields == {"prompt": "What is the last digit of 3 + 4 + 2 + 4?", "solution": "3"}
-    assert item.careful == "three 3; four 7; two 9; four 3."
+    assert item.careful == "three three;four seven;two nine;four three."
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The pool of worker processes behind a prompt stream."""
 
+import functools
 import math
 import os
+import tempfile
 import threading
 import time
 
@@ -30,13 +32,16 @@ class Pool:
         # grain's default of 500 elements read ahead by threads is meant for kilobytes, not for decoded videos.
         dataset = grain.MapDataset.source(draws).to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.MultiprocessingOptions(workers, buffer)
-        self._iterator = iter(dataset.mp_prefetch(options, worker_init_fn=_follow_parent))
+        self._open = tempfile.NamedTemporaryFile(prefix="videoauto-workers-")
+        init = functools.partial(_follow_parent, open_file=self._open.name)
+        self._iterator = iter(dataset.mp_prefetch(options, worker_init_fn=init))
 
     def __next__(self) -> Draw:
         return next(self._iterator)
 
     def close(self) -> None:
         """Ends the worker processes."""
+        self._open.close()
         if hasattr(self._iterator, "close"):
             self._iterator.close()
 
@@ -46,13 +51,14 @@ def is_crash(error: RuntimeError) -> bool:
     return _CRASH in str(error)
 
 
-def _follow_parent(_worker: int, _workers: int) -> None:
-    # A parent killed with SIGKILL cannot stop its workers: they would keep their memory and wait for ever.
-    parent = os.getppid()
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+def _follow_parent(_worker: int, _workers: int, open_file: str) -> None:
+    # A parent killed with SIGKILL cannot stop its workers: they would keep their memory and wait for ever. And a worker
+    # whose queue is full when the pool is closed waits for a reader, until grain kills it half a minute later; it is told
+    # by a file, since grain pickles this function, which no lock or event survives.
+    threading.Thread(target=_watch, args=(os.getppid(), open_file), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _watch(parent: int, open_file: str) -> None:
+    while os.getppid() == parent and os.path.exists(open_file):
+        time.sleep(0.2)
     os._exit(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, VIDEO_QUESTIONS, Item, digits, look
+from videoauto_jax.cli.quickstart.questions import IMAGE_QUESTIONS, VIDEO_QUESTIONS, Item, digits, lessons
 from videoauto_jax.cli.quickstart.scene import make_scene
 from videoauto_jax.cli.quickstart.spec import MOST_SCENES, WorldSpec
 from videoauto_jax.cli.quickstart.video_file import MediaFile
@@ -19,21 +19,18 @@ Asked = tuple[str, Item, MediaFile | None]  # id, question, what it is about
 
 def questions(folder: Path, split: str, seed: int, spec: WorldSpec) -> Iterator[Asked]:
     """All questions of `train` or `heldout`: about videos, about images, text only."""
-    videos, each = (spec.train_videos, spec.train_questions)
-    if split == "heldout":
-        videos, each = (spec.heldout_videos, spec.heldout_questions)
+    videos, each, skills = (getattr(spec, f"{split}_{what}") for what in ("videos", "questions", "skills"))
     total = videos * each / (1 - spec.image_share - spec.text_share)
-    yield from _about_videos(folder, split, seed, _deal(spec.skills, videos, each, _rng(seed, f"{split} videos")))
+    yield from _about_videos(folder, split, seed, _deal(skills, videos, each, _rng(seed, f"{split} videos")))
     yield from _about_images(folder, split, seed, round(total * spec.image_share))
     yield from _text_only(split, seed, round(total * spec.text_share))
 
 
-def lessons(files: Iterable[MediaFile]) -> Iterator[Asked]:
-    """What the videos among the files show."""
+def taught(files: Iterable[MediaFile]) -> Iterator[Asked]:
+    """The lessons about the videos among the files."""
     for file in files:
         if file.path.suffix == ".mp4":
-            items = look(make_scene(file.seed), np.random.default_rng(file.seed))
-            yield from ((f"{file.path.stem}-{item.skill}", item, file) for item in items)
+            yield from ((f"{file.path.stem}-{item.skill}", item, file) for item in lessons(make_scene(file.seed)))
 
 
 def _about_videos(folder: Path, split: str, seed: int, hands: list[list[str]]) -> Iterator[Asked]:
@@ -45,14 +42,16 @@ def _about_videos(folder: Path, split: str, seed: int, hands: list[list[str]]) -
 
 
 def _about_images(folder: Path, split: str, seed: int, count: int) -> Iterator[Asked]:
+    """Every skill is asked about each image."""
     makers = list(IMAGE_QUESTIONS.values())
     for i in range(count):
-        scene_seed = _scene_seed(seed, f"{split} images", i)
+        number = i // len(makers)
+        scene_seed = _scene_seed(seed, f"{split} images", number)
         scene = make_scene(scene_seed)
-        second = i % scene.seconds
-        file = MediaFile(folder / "images" / f"{split}_{i:05}.png", scene_seed, second)
+        second = number % scene.seconds
+        file = MediaFile(folder / "images" / f"{split}_{number:05}.png", scene_seed, second)
         item = makers[i % len(makers)](scene, second)
-        yield f"{split}-{i:05}-{item.skill}", item, file
+        yield f"{split}-{number:05}-{item.skill}", item, file
 
 
 def _text_only(split: str, seed: int, count: int) -> Iterator[Asked]:

@@ -18,7 +18,6 @@ class DemonstrationMix:
         reasoning_first_right: reasoning: box 1 is right where it is not the fallback, else a wrong guess.
         careful: reasoning: the thought takes every step and ends in the right answer, else it is hurried.
         hurried_right: reasoning: the guess of a hurried thought is right.
-        keep_first: reasoning: a hurried thought repeats the answer of box 1 instead of guessing anew.
     """
 
     perception_fallback: float = 0.03
@@ -26,7 +25,6 @@ class DemonstrationMix:
     reasoning_first_right: float = 0.25
     careful: float = 0.35
     hurried_right: float = 0.25
-    keep_first: float = 0.0
 
 
 def demonstration(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -> str:
@@ -37,8 +35,7 @@ def demonstration(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -
     first = FALLBACK_ANSWER if rng.random() < mix.reasoning_fallback else _guess(item, rng, mix.reasoning_first_right)
     if rng.random() < mix.careful:
         return response(first, item.careful, item.answer)
-    keeps = first != FALLBACK_ANSWER and rng.random() < mix.keep_first
-    guess = first if keeps else _guess(item, rng, mix.hurried_right)
+    guess = _guess(item, rng, mix.hurried_right)
     return response(first, item.hurried.replace(GUESS, guess), guess)
 
 

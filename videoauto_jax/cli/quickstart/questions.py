@@ -5,7 +5,6 @@ plausible wrong ones, and the two thoughts a demonstration can show.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 from videoauto_jax.cli.quickstart.scene import COLOURS, LAMPS, MOTIONS, SHAPES, Scene, whereabouts
 
 LETTERS = "ABCD"
-WORDS = ("zero", "one", "two", "three", "four")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ORDINALS = ("first", "second", "third", "fourth")
 GUESS = "{guess}"
 
 
@@ -46,37 +46,36 @@ class Item:
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Item:
-    thought = f"The shape is {scene.colour}."
-    return _word("colour", "What colour is the shape?", scene.colour, COLOURS, thought)
+    return _word("colour", "What colour is the sign?", scene.colour, COLOURS, [scene.colour] * scene.seconds)
 
 
 def object_(scene: Scene, rng: np.random.Generator) -> Item:
-    return _word("object", "Which shape is it?", scene.shape, SHAPES, f"The shape is a {scene.shape}.")
+    return _word("object", "Which shape is the sign?", scene.shape, SHAPES, [scene.shape] * scene.seconds)
 
 
 def direction(scene: Scene, rng: np.random.Generator) -> Item:
-    thought = f"{whereabouts(scene, 0)} to {whereabouts(scene, scene.seconds - 1)}, so {scene.motion}."
-    return _word("direction", "Does the shape move left, right, or is it still?", scene.motion, MOTIONS, thought)
+    places = [whereabouts(scene, second) for second in range(scene.seconds)]
+    return _word("direction", "Does the bar move left, right, or is it still?", scene.motion, MOTIONS, places)
 
 
 def when(scene: Scene, rng: np.random.Generator) -> Item:
     right, wrong = _intervals(scene)
     fields = {"description": "the border lights up.", "timestamps": [float(t) for t in scene.flash]}
-    return Item("grounding", "when", "charades", fields, "iou", right, wrong, f"The border is lit in {right}.")
+    return Item("grounding", "when", "charades", fields, "iou", right, wrong, _by_second(_intervals_so_far(scene)))
 
 
 def grounded(scene: Scene, rng: np.random.Generator) -> Item:
     options, letter = _options(rng, list(COLOURS), scene.colour)
     right, wrong = _intervals(scene)
     fields = {
-        "question": "What colour is the shape while the border is lit?",
+        "question": "What colour is the sign while the border is lit?",
         "options": options,
         "answer": letter,
         "timestamps": [[float(t) for t in scene.flash]],
     }
     pairs = [f"{a} <> {span}" for a in LETTERS for span in (right, *wrong)]
     answer = f"{letter} <> {right}"
-    thought = f"The shape is {scene.colour}, so {letter}. The border is lit in {right}."
+    thought = f"{_by_second(_intervals_so_far(scene))} {scene.colour}, {letter}."
     others = tuple(pair for pair in pairs if pair != answer)
     return Item("grounding", "grounded", "nextgqa", fields, "gqa", answer, others, thought)
 
@@ -86,48 +85,45 @@ def count(scene: Scene, rng: np.random.Generator) -> Item:
     counts = np.array([scene.lamp.count(colour) for colour in LAMPS])
     weights = np.array([0.6, 0.7, 2.5, 7.0, 12.0])[counts]
     target = str(rng.choice(LAMPS, p=weights / weights.sum()))
-    steps = [f"{s} {lamp} {scene.lamp[: s + 1].count(target)}" for s, lamp in enumerate(scene.lamp)]
+    steps = [f"{lamp} {target} {WORDS[scene.lamp[: s + 1].count(target)]}" for s, lamp in enumerate(scene.lamp)]
     question = f"In how many seconds is the lamp {target}?"
-    return _number("count", question, scene.lamp.count(target), range(5), "; ".join(steps) + ".")
+    return _number("count", question, scene.lamp.count(target), range(5), _by_second(steps))
 
 
 def sum_(scene: Scene, rng: np.random.Generator) -> Item:
     totals = np.cumsum(scene.dots) % 10
-    steps = [f"{s} {WORDS[dots]} {total}" for s, (dots, total) in enumerate(zip(scene.dots, totals))]
+    steps = [f"{WORDS[dots]} {WORDS[total]}" for dots, total in zip(scene.dots, totals)]
     question = "Add the dots of every second. What is the last digit of the total?"
-    return _number("sum", question, int(totals[-1]), range(10), "; ".join(steps) + ".")
+    return _number("sum", question, int(totals[-1]), range(10), _by_second(steps))
 
 
 def order(scene: Scene, rng: np.random.Generator) -> Item:
+    """Which colour of the lamp is the second or third to appear. The thought numbers colours as they come."""
     shown = list(dict.fromkeys(scene.lamp))
-    chosen = rng.choice(shown, 3, replace=False)
-    asked = [colour for colour in shown if colour in chosen]
-    named = ", ".join(sorted(asked))
-    orders = [", ".join(colours) for colours in itertools.permutations(asked)]
-    options, letter = _options(rng, orders, ", ".join(asked))
-    steps = "; ".join(f"{s} {lamp}" for s, lamp in enumerate(scene.lamp))
-    thought = f"{steps}. First {', '.join(asked)}, so {letter}."
-    question = f"In which order does the lamp first show {named}?"
-    return _choice("order", question, options, letter, thought)
+    place = int(rng.integers(1, 3))
+    options, letter = _options(rng, LAMPS, shown[place])
+    steps = [f"{lamp} {ORDINALS[shown.index(lamp)]}" for lamp in scene.lamp]
+    question = f"The lamp shows several colours. Which of them is the {ORDINALS[place]} to appear?"
+    return _choice("order", question, options, letter, f"{_by_second(steps)} {shown[place]}, {letter}.")
 
 
 def still_colour(scene: Scene, second: int) -> Item:
-    return _still("still_colour", "What colour is the shape?", scene.colour, COLOURS, f"The shape is {scene.colour}.")
+    return _still("still_colour", "What colour is the sign?", scene.colour, COLOURS, f"{scene.colour}.")
 
 
 def still_object(scene: Scene, second: int) -> Item:
-    return _still("still_object", "Which shape is it?", scene.shape, SHAPES, f"The shape is a {scene.shape}.")
+    return _still("still_object", "Which shape is the sign?", scene.shape, SHAPES, f"{scene.shape}.")
 
 
 def still_dots(scene: Scene, second: int) -> Item:
     n = scene.dots[second]
-    return _still("still_dots", "How many dots are there?", str(n), "1234", f"Number of dots: {n}.")
+    return _still("still_dots", "How many dots are there?", str(n), "1234", f"{WORDS[n]}.")
 
 
 def digits(numbers: Sequence[int]) -> Item:
     """A text-only sum, thought through in the same steps as the dots of a video."""
     totals = np.cumsum(numbers) % 10
-    steps = "; ".join(f"{WORDS[n]} {total}" for n, total in zip(numbers, totals)) + "."
+    steps = ";".join(f"{WORDS[n]} {WORDS[total]}" for n, total in zip(numbers, totals)) + "."
     question = f"What is the last digit of {' + '.join(map(str, numbers))}?"
     answer = str(totals[-1])
     fields = {"prompt": question, "solution": answer}
@@ -135,29 +131,16 @@ def digits(numbers: Sequence[int]) -> Item:
     return Item("reasoning", "digits", "dapo", fields, "math", answer, wrong, steps)
 
 
-def look(scene: Scene, rng: np.random.Generator) -> list[Item]:
-    """Lessons, which come before any question: what there is to see second by second, and what follows step by step."""
-    lit = ["lit" if scene.flash[0] <= second < scene.flash[1] else "dark" for second in range(scene.seconds)]
+def lessons(scene: Scene) -> list[Item]:
+    """What a video shows second by second, told outside of any box."""
     shown = {
         "lamp": scene.lamp,
         "dots": [WORDS[dots] for dots in scene.dots],
-        "border": lit,
-        "place": [whereabouts(scene, second) for second in range(scene.seconds)],
-        "shape": [f"{scene.colour} {scene.shape}"] * scene.seconds,
+        "border": _border(scene),
+        "bar": [whereabouts(scene, second) for second in range(scene.seconds)],
+        "sign": [f"{scene.colour} {scene.shape}"] * scene.seconds,
     }
-    lists = [
-        _look(skill, f"List the {skill}.", "; ".join(f"{s} {what}" for s, what in enumerate(seconds)))
-        for skill, seconds in shown.items()
-    ]
-    thought_through = [make(scene, rng) for make in (count, sum_, order)]
-    return lists + [
-        _look(item.skill, _asked(item), f"<think>{item.careful}</think>\\boxed{{{item.answer}}}")
-        for item in thought_through
-    ]
-
-
-def _asked(item: Item) -> str:
-    return "\n".join([item.fields["problem"], *item.fields["options"], "Think first."])
+    return [_lesson(skill, _by_second(seconds)) for skill, seconds in shown.items()]
 
 
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
@@ -177,9 +160,25 @@ IMAGE_QUESTIONS: dict[str, Callable[[Scene, int], Item]] = {
 }
 
 
-def _look(skill: str, question: str, answer: str) -> Item:
-    fields = {"question": question, "answer": answer}
+def _lesson(skill: str, answer: str) -> Item:
+    fields = {"question": f"List the {skill}.", "answer": answer}
     return Item("look", skill, "lessons", fields, "exact_match", answer, (), "")
+
+
+def _by_second(shown: Sequence[str]) -> str:
+    """A thought that goes through the video."""
+    return ";".join(f"{second} {what}" for second, what in enumerate(shown)) + "."
+
+
+def _intervals_so_far(scene: Scene) -> list[str]:
+    """The border's state in each second and, once it has been lit, when that began and up to when it has lasted."""
+    start, end = scene.flash
+    states = enumerate(_border(scene))
+    return [f"{state} {WORDS[start]} {WORDS[min(s + 1, end)]}" if s >= start else state for s, state in states]
+
+
+def _border(scene: Scene) -> list[str]:
+    return ["lit" if scene.flash[0] <= second < scene.flash[1] else "dark" for second in range(scene.seconds)]
 
 
 def _choice(skill: str, question: str, options: list[str], letter: str, thought: str) -> Item:
@@ -188,10 +187,10 @@ def _choice(skill: str, question: str, options: list[str], letter: str, thought:
     return Item("reasoning", skill, "videor1", fields, "exact_match", letter, wrong, thought)
 
 
-def _word(skill: str, question: str, answer: str, plausible: Sequence[str], thought: str) -> Item:
+def _word(skill: str, question: str, answer: str, plausible: Sequence[str], seen: Sequence[str]) -> Item:
     fields = {"problem": question, "data_type": "video", "answer": f"<answer>{answer}</answer>"}
     wrong = _others(plausible, answer)
-    return Item("perception", skill, "longvideoreason", fields, "exact_match", answer, wrong, thought)
+    return Item("perception", skill, "longvideoreason", fields, "exact_match", answer, wrong, _by_second(seen))
 
 
 def _number(skill: str, question: str, answer: int, plausible: Sequence[int], thought: str) -> Item:

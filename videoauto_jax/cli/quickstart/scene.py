@@ -1,4 +1,4 @@
-"""Small scenes that a seed decides and a renderer draws: one moving shape, a lamp, dots, and a border that lights up.
+"""Small scenes that a seed decides and a renderer draws: a sign, a bar, a lamp, dots, and a border that lights up.
 
 Everything a question can ask about is a field of `Scene`, so every answer follows from the scene, never from pixels.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-SHAPES = ("square", "circle", "triangle", "cross")
+SHAPES = ("square", "ring", "triangle", "cross")
 COLOURS = {
     "red": (225, 40, 40),
     "green": (40, 190, 60),
@@ -22,8 +22,10 @@ LAMPS = ("red", "green", "blue", "yellow")
 MOTIONS = ("left", "right", "still")
 FRAMES_PER_SECOND = 4
 SIZE = 64  # pixels; every length below is in 64ths of the picture's side
-_RADIUS, _REACH = 12, (16, 48)
 _INSIDE = (3, 61, 3, 61)  # what the border leaves free
+# Each thing has a quarter of the picture to itself.
+_SIGN, _RADIUS = (4, 30, 4, 30), 11
+_BAR, _BAR_WIDTH, _REACH = (6, 28), 8, (38, 56)
 _LAMP, _RIM = (34, 60, 4, 30), 2
 _DOTS, _DOT_RADIUS = ((40, 40), (40, 54), (54, 40), (54, 54)), 6.5
 
@@ -34,11 +36,12 @@ class Scene:
 
     Attributes:
         seconds: length, 4 to 6.
-        shape, colour, motion: the shape in the upper half and where it goes over the whole video.
+        shape, colour: what the sign shows in black, and the sign's own colour.
+        motion: where the bar goes over the whole video.
         lamp: the lamp's colour in each second; at least three different ones.
         dots: how many dots each second shows, 1 to 4.
         flash: [start, end) in whole seconds during which the border is lit.
-        place: where a still shape stands, 0 (left) to 1 (right).
+        place: where a still bar stands, 0 (left) to 1 (right).
         brightness: factor on all colours.
         texture: seed of the background's faint noise.
     """
@@ -87,20 +90,28 @@ def render(scene: Scene, size: int = SIZE, fps: int = FRAMES_PER_SECOND) -> UInt
     """All frames of a scene: `scene.seconds * fps` pictures of `size` x `size`."""
     backdrops = [_backdrop(scene, second, size) for second in range(scene.seconds)]
     count = scene.seconds * fps
-    frames = [_with_shape(scene, backdrops[i // fps], i / (count - 1)) for i in range(count)]
+    frames = [_with_bar(scene, backdrops[i // fps], i / (count - 1)) for i in range(count)]
     return np.stack(frames)
 
 
 def render_still(scene: Scene, second: int, size: int = SIZE) -> UInt8[ndarray, "H W 3"]:
     """The picture in the middle of one second."""
-    return _with_shape(scene, _backdrop(scene, second, size), (second + 0.5) / scene.seconds)
+    return _with_bar(scene, _backdrop(scene, second, size), (second + 0.5) / scene.seconds)
+
+
+def whereabouts(scene: Scene, second: int) -> str:
+    """Where the bar is in the middle of a second: left, middle or right."""
+    where = _where(scene, (second + 0.5) / scene.seconds)
+    return ("left", "middle", "right")[min(int(where * 3), 2)]
 
 
 def _backdrop(scene: Scene, second: int, size: int) -> Float[ndarray, "H W 3"]:
-    """Everything but the shape, which overlaps nothing and is drawn last."""
+    """Everything but the bar, which overlaps nothing and is drawn last."""
     rng = np.random.default_rng(scene.texture)
     frame = rng.uniform(118, 138, 3) + rng.normal(0, 3, (size, size, 1))
     rows, columns = _grid(size)
+    frame[_box(rows, columns, _SIGN, 0)] = COLOURS[scene.colour]
+    frame[_shape(scene.shape, rows - (_SIGN[0] + _SIGN[1]) / 2, columns - (_SIGN[2] + _SIGN[3]) / 2)] = 0
     frame[_box(rows, columns, _LAMP, _RIM)] = 0
     frame[_box(rows, columns, _LAMP, 0)] = COLOURS[scene.lamp[second]]
     for row, column in _DOTS[: scene.dots[second]]:
@@ -110,22 +121,17 @@ def _backdrop(scene: Scene, second: int, size: int) -> Float[ndarray, "H W 3"]:
     return frame
 
 
-def whereabouts(scene: Scene, second: int) -> str:
-    """Where the shape is in the middle of a second: left, middle or right."""
-    where = _where(scene, (second + 0.5) / scene.seconds)
-    return ("left", "middle", "right")[min(int(where * 3), 2)]
-
-
 def _where(scene: Scene, progress: float) -> float:
-    """The shape's place, 0 (left) to 1 (right), when `progress` of the video has passed."""
+    """The bar's place, 0 (left) to 1 (right), when `progress` of the video has passed."""
     return {"left": 1 - progress, "right": progress, "still": scene.place}[scene.motion]
 
 
-def _with_shape(scene: Scene, backdrop: Float[ndarray, "H W 3"], progress: float) -> UInt8[ndarray, "H W 3"]:
+def _with_bar(scene: Scene, backdrop: Float[ndarray, "H W 3"], progress: float) -> UInt8[ndarray, "H W 3"]:
     middle = _REACH[0] + _where(scene, progress) * (_REACH[1] - _REACH[0])
     rows, columns = _grid(len(backdrop))
     frame = backdrop.copy()
-    frame[_mover(scene.shape, rows - SIZE / 4, columns - middle)] = COLOURS[scene.colour]
+    half = _BAR_WIDTH / 2
+    frame[_box(rows, columns, (*_BAR, middle - half, middle + half), 0)] = 20
     return np.clip(np.rint(frame * scene.brightness), 0, 255).astype(np.uint8)
 
 
@@ -141,13 +147,13 @@ def _box(rows: Float[ndarray, "H 1"], columns: Float[ndarray, "1 W"], box: tuple
     return inside & (columns >= left - margin) & (columns < right + margin)
 
 
-def _mover(shape: str, down: Float[ndarray, "H 1"], right: Float[ndarray, "1 W"]) -> Bool[ndarray, "H W"]:
+def _shape(shape: str, down: Float[ndarray, "H 1"], right: Float[ndarray, "1 W"]) -> Bool[ndarray, "H W"]:
     """Pixels of a shape, given their offsets from its middle."""
     down, right = down / _RADIUS, np.abs(right) / _RADIUS
     if shape == "square":
-        return (np.abs(down) <= 0.85) & (right <= 0.85)
-    if shape == "circle":
-        return np.hypot(down, right) <= 1
+        return (np.abs(down) <= 0.9) & (right <= 0.9)
+    if shape == "ring":
+        return (np.hypot(down, right) <= 1) & (np.hypot(down, right) >= 0.6)
     if shape == "triangle":
         return (np.abs(down) <= 1) & (right <= (down + 1) / 2)
     long, thin = np.maximum(np.abs(down), right), np.minimum(np.abs(down), right)

@@ -18,18 +18,20 @@ class WorldSpec:
         train_videos, heldout_videos: scenes shown as videos.
         train_questions, heldout_questions: questions about each of them, all of different skills.
         image_share, text_share: part of all questions that is about images, and that is text only.
-        skills: deck from which the questions about videos are dealt; repeat a name to ask it more often.
+        train_skills, heldout_skills: decks from which the questions about videos are dealt; a name that is there more
+            often is asked more often.
         size: side of the pictures in pixels.
         mix: how the demonstrations of the warm-up are drawn.
     """
 
     train_videos: int = 1200
     heldout_videos: int = 300
-    train_questions: int = 4
+    train_questions: int = 7
     heldout_questions: int = 2
     image_share: float = 0.1
     text_share: float = 0.1
-    skills: tuple[str, ...] = tuple(VIDEO_QUESTIONS)
+    train_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, *(skill for skill in VIDEO_QUESTIONS if skill != "grounded"))
+    heldout_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, *("colour", "object", "direction") * 2)
     size: int = SIZE
     mix: DemonstrationMix = DemonstrationMix()
 
@@ -39,19 +41,19 @@ STANDARD = WorldSpec()
 
 def check(seed: int, spec: WorldSpec) -> None:
     """Raises ConfigError on sizes that cannot be met, unknown skills or a negative seed."""
-    known = set(spec.skills) & set(VIDEO_QUESTIONS)
     about_videos = 1 - spec.image_share - spec.text_share
     if seed < 0:
         raise ConfigError(f"seed {seed} is negative", where="seed", fix="Use 0 or more")
-    if unknown := sorted(set(spec.skills) - known):
-        fix = f"Use {', '.join(VIDEO_QUESTIONS)}"
-        raise ConfigError(f"unknown skills: {', '.join(unknown)}", where="skills", fix=fix)
     if spec.size % 2 or spec.size < 32:
         raise ConfigError(f"pictures of {spec.size} pixels", where="size", fix="Use an even size of 32 or more")
     if min(spec.image_share, spec.text_share) < 0 or about_videos <= 0:
         raise ConfigError("image_share and text_share leave no part for videos", fix="Their sum has to be below 1")
     for split in ("train", "heldout"):
-        videos, each = getattr(spec, f"{split}_videos"), getattr(spec, f"{split}_questions")
+        videos, each, skills = (getattr(spec, f"{split}_{what}") for what in ("videos", "questions", "skills"))
+        known = set(skills) & set(VIDEO_QUESTIONS)
+        if unknown := sorted(set(skills) - known):
+            fix = f"Use {', '.join(VIDEO_QUESTIONS)}"
+            raise ConfigError(f"unknown skills: {', '.join(unknown)}", where=f"{split}_skills", fix=fix)
         if not 1 <= each <= len(known):
             where, fix = f"{split}_questions", f"Ask 1 to {len(known)}, as many as there are skills"
             raise ConfigError(f"{each} questions about a video", where=where, fix=fix)

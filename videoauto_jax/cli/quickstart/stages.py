@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 STAGES = {
     "world": "making the video world",
     "model": "making a tiny Qwen3-VL",
-    "lamp": "learning to look",
+    "lamp": "learning to look at one thing",
+    "look": "learning to look at everything",
+    "study": "studying careful answers",
     "warmup": "warming up on the answer-twice format",
     "eval_warmup": "evaluating the warm-up",
     "train": "training with GRPO",
@@ -77,11 +79,17 @@ class Quickstart:
     def _lamp(self, progress: Report) -> None:
         self._teach("lamp", "base", progress)
 
-    def _warmup(self, progress: Report) -> None:
-        self._teach("warmup", "lamp/model", progress, "look")
+    def _look(self, progress: Report) -> None:
+        self._teach("look", "lamp/model", progress)
 
-    def _teach(self, stage: str, model: str, progress: Report, *more: str) -> None:
-        train_sft(self._recipe(SFTConfig, stage, (stage, *more), model=model), progress=progress, lines=False)
+    def _study(self, progress: Report) -> None:
+        self._teach("study", "look/model", progress)
+
+    def _warmup(self, progress: Report) -> None:
+        self._teach("warmup", "study/model", progress)
+
+    def _teach(self, stage: str, model: str, progress: Report) -> None:
+        train_sft(self._recipe(SFTConfig, stage, (stage,), model=model), progress=progress, lines=False)
 
     def _eval_warmup(self, progress: Report) -> None:
         self._evaluate("warmup", progress)
@@ -151,7 +159,7 @@ class Quickstart:
             seconds=summary["seconds"],
             scores=summary["eval"],
             bars=summary["bars"],
-            sft_metrics=[line for run in ("lamp", "warmup") for line in self._metrics(run)],
+            sft_metrics=[line for run in ("lamp", "look", "study", "warmup") for line in self._metrics(run)],
             grpo_metrics=self._metrics("train"),
             records=read_records(self.folder / "eval_train"),
         )

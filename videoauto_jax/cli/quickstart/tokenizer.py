@@ -41,7 +41,7 @@ _ADDED = re.compile("|".join(map(re.escape, SPECIAL + ORDINARY)))
 
 def world_texts(world: str | Path) -> Iterator[str]:
     """Everything a model reads and writes before it is rewarded, the other system prompts, and the times of frames."""
-    for split in ("warmup", "look"):
+    for split in ("look", "study", "warmup"):
         sets = data_sets(world, split)
         for sample in load_datasets(list(sets), sets, system_prompt("answer_twice")):
             for message in sample.messages:

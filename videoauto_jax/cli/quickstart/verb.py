@@ -23,8 +23,8 @@ class QuickstartConfig:
         output: folder of everything.
         world: how large the video world is.
         model: how large the model is.
-        lamp, look, warmup, train, eval: changes to the packaged recipes quickstart/lamp, look, warmup, train and eval,
-            for example `train.rounds=30`.
+        lamp, look, study, warmup, train, eval: changes to the packaged recipes of these names in quickstart/, such as
+            `train.rounds=30`.
     """
 
     seed: int = 0
@@ -33,6 +33,7 @@ class QuickstartConfig:
     model: TinySpec = TinySpec()
     lamp: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     look: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
+    study: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     warmup: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     train: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     eval: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)

@@ -1,11 +1,12 @@
 """The video world of the quickstart: media and annotations, in the shapes of the published training sets.
 
     videos/, images/               media of all splits
-    train/, heldout/, warmup/      videor1.json, longvideoreason.json, charades.json, nextgqa.json, virl.json, dapo.json
-    lamp/, look/                   first.json, lessons.json: what every train video shows, one thing and everything
+    train/, heldout/               videor1.json, longvideoreason.json, charades.json, nextgqa.json, virl.json, dapo.json
+    study/, warmup/                the same of `train`, each record with a demonstration in the field `response`
+    lamp/, look/                   lessons.json: what every train video shows, the lamp alone and everything
     world.json                     what the folder was made from
 
-`warmup` holds the questions of `train`, each with a demonstration in the field `response`. Train and held-out media
+Demonstrations of `study` always think carefully, those of `warmup` as the spec's mix says. Train and held-out media
 never share a scene seed, nor do their text items share a sum.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from videoauto_jax.cli.quickstart.asking import RANGES, Asked, lessons, questions
+from videoauto_jax.cli.quickstart.asking import RANGES, Asked, questions, taught
 from videoauto_jax.cli.quickstart.demonstrations import demonstration
 from videoauto_jax.cli.quickstart.questions import Item
 from videoauto_jax.cli.quickstart.spec import STANDARD, WorldSpec, check
@@ -30,7 +31,7 @@ from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.errors import UsageError
 from videoauto_jax.files import write_atomic, write_json
 
-SPLITS = ("train", "heldout", "warmup", "lamp", "look")
+SPLITS = ("train", "heldout", "lamp", "look", "study", "warmup")
 # Annotation file -> loader of its shape, folder of its media.
 SOURCES = {
     "videor1": ("VideoR1", "videos"),
@@ -40,7 +41,6 @@ SOURCES = {
     "virl": ("VIRL", "images"),
     "dapo": ("DAPO-Math", ""),
     "lessons": ("videoauto_jax.cli.quickstart.world:lesson", "videos"),
-    "first": ("videoauto_jax.cli.quickstart.world:first_lesson", "videos"),
 }
 _MEDIA_FIELD = {"videor1": "path", "longvideoreason": "videos"}  # "video" elsewhere
 _CODE = ("scene.py", "questions.py", "demonstrations.py", "video_file.py", "spec.py", "asking.py", "world.py")
@@ -74,16 +74,13 @@ def make_world(
         media += {file.path: file for _, _, file in asked if file}.values()
         _write_annotations(folder / split, asked)
         if split == "train":
-            draw = partial(demonstration, rng=np.random.default_rng([seed, len(RANGES)]), mix=spec.mix)
-            _write_annotations(folder / "warmup", asked, draw)
-            taught = list(lessons(media))
-            first = [
-                (key, dataclasses.replace(item, source="first"), file)
-                for key, item, file in taught
-                if item.skill == "lamp"
-            ]
-            _write_annotations(folder / "lamp", first, lambda item: item.answer)
-            _write_annotations(folder / "look", taught, lambda item: item.answer)
+            told = list(taught(media))
+            _write_annotations(folder / "lamp", [t for t in told if t[1].skill == "lamp"], lambda item: item.answer)
+            _write_annotations(folder / "look", told, lambda item: item.answer)
+            mixes = {"study": dataclasses.replace(spec.mix, careful=1.0), "warmup": spec.mix}
+            for number, (stage, mix) in enumerate(mixes.items()):
+                rng = np.random.default_rng([seed, len(RANGES) + number])
+                _write_annotations(folder / stage, asked, partial(demonstration, rng=rng, mix=mix))
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
 
@@ -99,14 +96,9 @@ def data_sets(folder: str | Path, split: str) -> dict[str, DatasetConfig]:
 
 
 def lesson(record: Record) -> Sample:
-    """The loader of `lessons.json`: a bare question, because what is seen is told outside of any box."""
+    """The loader of `lessons.json`: a question without a system prompt, so that nothing stands beside the video."""
     visual = record.video(record.text("video"))
-    return record.sample(record.text("question"), record["answer"], "exact_match", visual, grounding=True)
-
-
-def first_lesson(record: Record) -> Sample:
-    """The loader of `first.json`: a lesson without a system prompt, so that nothing stands beside the video."""
-    sample = lesson(record)
+    sample = record.sample(record.text("question"), record["answer"], "exact_match", visual, grounding=True)
     return dataclasses.replace(sample, messages=sample.messages[-1:])
 
 
