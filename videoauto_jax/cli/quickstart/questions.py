@@ -5,6 +5,7 @@ plausible wrong ones, and the two thoughts a demonstration can show.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,10 +92,8 @@ def count(scene: Scene, rng: np.random.Generator) -> Item:
 
 
 def sum_(scene: Scene, rng: np.random.Generator) -> Item:
-    totals = np.cumsum(scene.dots) % 10
-    steps = [f"{WORDS[dots]} {WORDS[total]}" for dots, total in zip(scene.dots, totals)]
     question = "Add the dots of every second. What is the last digit of the total?"
-    return _number("sum", question, int(totals[-1]), range(10), _by_second(steps))
+    return _number("sum", question, sum(scene.dots) % 10, range(10), _by_second(_running_sum(scene.dots)))
 
 
 def order(scene: Scene, rng: np.random.Generator) -> Item:
@@ -104,7 +103,8 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
     options, letter = _options(rng, LAMPS, shown[place])
     steps = [f"{lamp} {ORDINALS[shown.index(lamp)]}" for lamp in scene.lamp]
     question = f"The lamp shows several colours. Which of them is the {ORDINALS[place]} to appear?"
-    return _choice("order", question, options, letter, f"{_by_second(steps)} {shown[place]}, {letter}.")
+    thought = f"{_by_second(steps)} {ORDINALS[place]} {shown[place]}, {letter}."
+    return _choice("order", question, options, letter, thought)
 
 
 def still_colour(scene: Scene, second: int) -> Item:
@@ -122,13 +122,12 @@ def still_dots(scene: Scene, second: int) -> Item:
 
 def digits(numbers: Sequence[int]) -> Item:
     """A text-only sum, thought through in the same steps as the dots of a video."""
-    totals = np.cumsum(numbers) % 10
-    steps = ";".join(f"{WORDS[n]} {WORDS[total]}" for n, total in zip(numbers, totals)) + "."
-    question = f"What is the last digit of {' + '.join(map(str, numbers))}?"
-    answer = str(totals[-1])
+    listed = ", ".join(f"{place} {WORDS[n]}" for place, n in enumerate(numbers))
+    question = f"A list says {listed}. Add its numbers. What is the last digit of the total?"
+    answer = str(sum(numbers) % 10)
     fields = {"prompt": question, "solution": answer}
     wrong = _others(map(str, range(10)), answer)
-    return Item("reasoning", "digits", "dapo", fields, "math", answer, wrong, steps)
+    return Item("reasoning", "digits", "dapo", fields, "math", answer, wrong, _by_second(_running_sum(numbers)))
 
 
 def lessons(scene: Scene) -> list[Item]:
@@ -168,6 +167,11 @@ def _lesson(skill: str, answer: str) -> Item:
 def _by_second(shown: Sequence[str]) -> str:
     """A thought that goes through the video."""
     return ";".join(f"{second} {what}" for second, what in enumerate(shown)) + "."
+
+
+def _running_sum(numbers: Sequence[int]) -> list[str]:
+    """Each number and the last digit of the total so far."""
+    return [f"{WORDS[n]} {WORDS[total % 10]}" for n, total in zip(numbers, itertools.accumulate(numbers))]
 
 
 def _intervals_so_far(scene: Scene) -> list[str]:

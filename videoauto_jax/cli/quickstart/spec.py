@@ -26,11 +26,11 @@ class WorldSpec:
 
     train_videos: int = 1200
     heldout_videos: int = 300
-    train_questions: int = 7
+    train_questions: int = 5
     heldout_questions: int = 2
     image_share: float = 0.1
     text_share: float = 0.1
-    train_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, *(skill for skill in VIDEO_QUESTIONS if skill != "grounded"))
+    train_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, "count", "sum", "order")
     heldout_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, *("colour", "object", "direction") * 2)
     size: int = SIZE
     mix: DemonstrationMix = DemonstrationMix()
