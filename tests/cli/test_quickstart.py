@@ -20,7 +20,6 @@ def _config(folder, **changes):
         output=str(folder / "quickstart"),
         world=WorldSpec(train_videos=8, heldout_videos=4, train_questions=3),
         model=TinySpec(hidden=32, intermediate=32, layers=1, heads=1, kv_heads=1, vision_hidden=32, vision_depth=1),
-        lamp={"steps": 2, "rows": 2, "optimizer.warmup_steps": 0},
         look={"steps": 2, "rows": 2, "optimizer.warmup_steps": 0},
         warmup={"steps": 2, "rows": 2, "optimizer.warmup_steps": 0},
         train={"rounds": 1, "prompts": 2, "updates": 1, "rollout.branches": 2, "rollout.max_new_tokens": 8},
@@ -46,7 +45,7 @@ def test_every_promised_file_is_there(finished, tmp_path):
             assert set(scores) == KINDS
             assert set(scores["all"]) == {"accuracy", "miou", "tokens", "think_ratio", "n"}
     assert all(set(bar) >= {"value", "target", "met"} for bar in summary["bars"].values())
-    assert set(summary["seconds"]) >= {"world", "lamp", "look", "warmup", "train", "eval_trained", "report"}
+    assert set(summary["seconds"]) >= {"world", "look", "warmup", "train", "eval_trained", "report"}
     assert len(read_jsonl(folder / "train" / "metrics.jsonl")) == 1
     assert (folder / "model" / "config.json").exists() and (folder / "report.png").stat().st_size > 1000
     assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")

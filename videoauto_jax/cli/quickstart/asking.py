@@ -32,8 +32,7 @@ def lessons(files: Iterable[MediaFile]) -> Iterator[Asked]:
     """What the videos among the files show."""
     for file in files:
         if file.path.suffix == ".mp4":
-            items = look(make_scene(file.seed), np.random.default_rng(file.seed))
-            yield from ((f"{file.path.stem}-{item.skill}", item, file) for item in items)
+            yield from ((f"{file.path.stem}-{item.skill}", item, file) for item in look(make_scene(file.seed)))
 
 
 def _about_videos(folder: Path, split: str, seed: int, hands: list[list[str]]) -> Iterator[Asked]:

@@ -135,8 +135,8 @@ def digits(numbers: Sequence[int]) -> Item:
     return Item("reasoning", "digits", "dapo", fields, "math", answer, wrong, steps)
 
 
-def look(scene: Scene, rng: np.random.Generator) -> list[Item]:
-    """Lessons, which come before any question: what there is to see second by second, and what follows step by step."""
+def look(scene: Scene) -> list[Item]:
+    """What there is to see, second by second: lessons in looking, which come before any question."""
     lit = ["lit" if scene.flash[0] <= second < scene.flash[1] else "dark" for second in range(scene.seconds)]
     shown = {
         "lamp": scene.lamp,
@@ -145,12 +145,7 @@ def look(scene: Scene, rng: np.random.Generator) -> list[Item]:
         "place": [whereabouts(scene, second) for second in range(scene.seconds)],
         "shape": [f"{scene.colour} {scene.shape}"] * scene.seconds,
     }
-    lists = [
-        _look(skill, f"List the {skill}.", "; ".join(f"{s} {what}" for s, what in enumerate(seconds)))
-        for skill, seconds in shown.items()
-    ]
-    steps = [make(scene, rng) for make in (count, sum_)]
-    return lists + [_look(item.skill, item.fields["problem"], item.careful) for item in steps]
+    return [_look(skill, "; ".join(f"{s} {what}" for s, what in enumerate(seen))) for skill, seen in shown.items()]
 
 
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
@@ -170,8 +165,8 @@ IMAGE_QUESTIONS: dict[str, Callable[[Scene, int], Item]] = {
 }
 
 
-def _look(skill: str, question: str, answer: str) -> Item:
-    fields = {"question": question, "answer": answer}
+def _look(skill: str, answer: str) -> Item:
+    fields = {"question": f"List the {skill}.", "answer": answer}
     return Item("look", skill, "lessons", fields, "exact_match", answer, (), "")
 
 

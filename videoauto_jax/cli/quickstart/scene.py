@@ -24,8 +24,8 @@ FRAMES_PER_SECOND = 4
 SIZE = 64  # pixels; every length below is in 64ths of the picture's side
 _RADIUS, _REACH = 12, (16, 48)
 _INSIDE = (3, 61, 3, 61)  # what the border leaves free
-_LAMP, _RIM = (34, 60, 4, 30), 2
-_DOTS, _DOT_RADIUS = ((40, 40), (40, 54), (54, 40), (54, 54)), 6.5
+_LAMP, _RIM = (36, 58, 6, 28), 2
+_DOTS, _DOT_RADIUS = ((42, 42), (42, 54), (54, 42), (54, 54)), 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 STAGES = {
     "world": "making the video world",
     "model": "making a tiny Qwen3-VL",
-    "lamp": "learning to look at one thing",
-    "look": "learning to look at everything",
+    "look": "learning to look",
     "warmup": "warming up on the answer-twice format",
     "eval_warmup": "evaluating the warm-up",
     "train": "training with GRPO",
@@ -75,17 +74,12 @@ class Quickstart:
             make_checkpoint(self.folder / "base", world_texts(self.world), self.config.seed, self.config.model)
         progress(1, 1, {})
 
-    def _lamp(self, progress: Report) -> None:
-        self._teach("lamp", "base", progress)
-
     def _look(self, progress: Report) -> None:
-        self._teach("look", "lamp/model", progress)
+        train_sft(self._recipe(SFTConfig, "look", ("look",), model="base"), progress=progress, lines=False)
 
     def _warmup(self, progress: Report) -> None:
-        self._teach("warmup", "look/model", progress, "look")
-
-    def _teach(self, stage: str, model: str, progress: Report, *more: str) -> None:
-        train_sft(self._recipe(SFTConfig, stage, (stage, *more), model=model), progress=progress, lines=False)
+        recipe = self._recipe(SFTConfig, "warmup", ("warmup", "look"), model="look/model")
+        train_sft(recipe, progress=progress, lines=False)
 
     def _eval_warmup(self, progress: Report) -> None:
         self._evaluate("warmup", progress)
@@ -155,7 +149,7 @@ class Quickstart:
             seconds=summary["seconds"],
             scores=summary["eval"],
             bars=summary["bars"],
-            sft_metrics=[line for run in ("lamp", "look", "warmup") for line in self._metrics(run)],
+            sft_metrics=[line for run in ("look", "warmup") for line in self._metrics(run)],
             grpo_metrics=self._metrics("train"),
             records=read_records(self.folder / "eval_train"),
         )

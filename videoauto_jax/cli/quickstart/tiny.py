@@ -9,13 +9,10 @@ import numpy as np
 from flax import nnx
 from transformers import AutoTokenizer
 
-from videoauto_jax.cli.quickstart.scene import make_scene, render_still
 from videoauto_jax.cli.quickstart.tokenizer import make_tokenizer
-from videoauto_jax.data.patches import pack_frames
 from videoauto_jax.files import write_json
 from videoauto_jax.models.config import parse_config
 from videoauto_jax.models.hf import rows, write_tensors
-from videoauto_jax.models.inputs import VisionInputs
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 
 
@@ -51,10 +48,6 @@ _START = {
 }
 
 
-# Scene seeds of the pictures by which mergers are calibrated; worlds number theirs from 0.
-_PICTURES = 10**12
-
-
 def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int, spec: TinySpec) -> None:
     """Writes tokenizer, configs and random weights; `config.json` comes last and says that the folder is whole.
 
@@ -71,7 +64,7 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int, spec: T
     facts = _facts(spec, tokenizer)
     config = parse_config(facts)
     model = QwenVL(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    arrays = _start(model, seed)
+    arrays = {path: np.asarray(array) * _START.get(path, 1.0) for path, array in parameter_paths(model).items()}
     write_tensors(
         {key: tensor.astype(np.float32) for row in rows(config) for key, tensor in row.to_hf(arrays[row.path])}, folder
     )
@@ -79,32 +72,6 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int, spec: T
     write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": ends[1], "do_sample": False})
     write_json(folder / "preprocessor_config.json", _preprocessor())
     write_json(folder / "config.json", facts)
-
-
-def _start(model: QwenVL, seed: int) -> dict[str, np.ndarray]:
-    """Fresh parameters by path, scaled, and mergers that start out saying zero on average and one in size.
-
-    The mergers' initialisation depends on data (LSUV, arXiv 1511.06422): fresh ones say nearly the same about every
-    picture, and what differs from picture to picture would be lost beside the embeddings of words.
-    """
-    state = nnx.state(model, nnx.Param)
-    for path, leaf in nnx.to_flat_state(state):
-        leaf[...] = leaf[...] * _START.get("/".join(map(str, path)), 1.0)
-    nnx.update(model, state)
-    arrays = {path: np.array(array) for path, array in parameter_paths(model).items()}
-    fresh = model.merge_vision(model.encode_vision(_pictures(seed)))
-    for merger, said in (("merger", fresh.slots), ("deepstack_mergers", fresh.deepstack)):
-        centre, size = np.mean(said, axis=-2), float(np.std(said, axis=-2).mean())
-        arrays[f"{merger}/fc2/kernel"] /= size
-        arrays[f"{merger}/fc2/bias"] = (arrays[f"{merger}/fc2/bias"] - centre) / size
-    return arrays
-
-
-def _pictures(seed: int, count: int = 256) -> VisionInputs:
-    """Stills of scenes, small as the stages of the quickstart see them."""
-    scenes = [make_scene(_PICTURES + seed * count + i) for i in range(count)]
-    frames = np.stack([render_still(scene, i % scene.seconds, 32) for i, scene in enumerate(scenes)])
-    return pack_frames(np.repeat(frames, 2, axis=0), 16, 4)
 
 
 def _facts(spec: TinySpec, tokenizer) -> dict:

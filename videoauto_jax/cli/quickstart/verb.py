@@ -23,15 +23,14 @@ class QuickstartConfig:
         output: folder of everything.
         world: how large the video world is.
         model: how large the model is.
-        lamp, look, warmup, train, eval: changes to the packaged recipes quickstart/lamp, look, warmup, train and eval,
-            for example `train.rounds=30`.
+        look, warmup, train, eval: changes to the packaged recipes quickstart/look, warmup, train and eval, for example
+            `train.rounds=30`.
     """
 
     seed: int = 0
     output: str = "runs/quickstart"
     world: WorldSpec = WorldSpec()
     model: TinySpec = TinySpec()
-    lamp: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     look: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     warmup: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     train: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)

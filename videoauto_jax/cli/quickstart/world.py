@@ -2,7 +2,7 @@
 
     videos/, images/               media of all splits
     train/, heldout/, warmup/      videor1.json, longvideoreason.json, charades.json, nextgqa.json, virl.json, dapo.json
-    lamp/, look/                   first.json, lessons.json: what every train video shows, one thing and everything
+    look/                          lessons.json: what every train video shows, before any question is asked
     world.json                     what the folder was made from
 
 `warmup` holds the questions of `train`, each with a demonstration in the field `response`. Train and held-out media
@@ -30,7 +30,7 @@ from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.errors import UsageError
 from videoauto_jax.files import write_atomic, write_json
 
-SPLITS = ("train", "heldout", "warmup", "lamp", "look")
+SPLITS = ("train", "heldout", "warmup", "look")
 # Annotation file -> loader of its shape, folder of its media.
 SOURCES = {
     "videor1": ("VideoR1", "videos"),
@@ -40,7 +40,6 @@ SOURCES = {
     "virl": ("VIRL", "images"),
     "dapo": ("DAPO-Math", ""),
     "lessons": ("videoauto_jax.cli.quickstart.world:lesson", "videos"),
-    "first": ("videoauto_jax.cli.quickstart.world:first_lesson", "videos"),
 }
 _MEDIA_FIELD = {"videor1": "path", "longvideoreason": "videos"}  # "video" elsewhere
 _CODE = ("scene.py", "questions.py", "demonstrations.py", "video_file.py", "spec.py", "asking.py", "world.py")
@@ -76,14 +75,7 @@ def make_world(
         if split == "train":
             draw = partial(demonstration, rng=np.random.default_rng([seed, len(RANGES)]), mix=spec.mix)
             _write_annotations(folder / "warmup", asked, draw)
-            taught = list(lessons(media))
-            first = [
-                (key, dataclasses.replace(item, source="first"), file)
-                for key, item, file in taught
-                if item.skill == "lamp"
-            ]
-            _write_annotations(folder / "lamp", first, lambda item: item.answer)
-            _write_annotations(folder / "look", taught, lambda item: item.answer)
+            _write_annotations(folder / "look", lessons(media), lambda item: item.answer)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
 
@@ -102,12 +94,6 @@ def lesson(record: Record) -> Sample:
     """The loader of `lessons.json`: a bare question, because what is seen is told outside of any box."""
     visual = record.video(record.text("video"))
     return record.sample(record.text("question"), record["answer"], "exact_match", visual, grounding=True)
-
-
-def first_lesson(record: Record) -> Sample:
-    """The loader of `first.json`: a lesson without a system prompt, so that nothing stands beside the video."""
-    sample = lesson(record)
-    return dataclasses.replace(sample, messages=sample.messages[-1:])
 
 
 def _claim(folder: Path, seed: int, spec: WorldSpec) -> None:
