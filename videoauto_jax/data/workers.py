@@ -1,9 +1,7 @@
 """The pool of worker processes behind a prompt stream."""
 
-import functools
 import math
 import os
-import tempfile
 import threading
 import time
 
@@ -32,18 +30,19 @@ class Pool:
         # grain's default of 500 elements read ahead by threads is meant for kilobytes, not for decoded videos.
         dataset = grain.MapDataset.source(draws).to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.MultiprocessingOptions(workers, buffer)
-        self._open = tempfile.NamedTemporaryFile(prefix="videoauto-workers-")
-        init = functools.partial(_follow_parent, open_file=self._open.name)
-        self._iterator = iter(dataset.mp_prefetch(options, worker_init_fn=init))
+        self._iterator = iter(dataset.mp_prefetch(options, worker_init_fn=_follow_parent))
 
     def __next__(self) -> Draw:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Ends the worker processes."""
-        self._open.close()
+        """Ends the worker processes, soon.
+
+        A worker whose queue is full waits for a reader, and grain waits half a minute for the worker before it kills it;
+        the caller does not wait with them. Should this process end first, the workers follow it.
+        """
         if hasattr(self._iterator, "close"):
-            self._iterator.close()
+            threading.Thread(target=self._iterator.close, daemon=True).start()
 
 
 def is_crash(error: RuntimeError) -> bool:
@@ -51,14 +50,13 @@ def is_crash(error: RuntimeError) -> bool:
     return _CRASH in str(error)
 
 
-def _follow_parent(_worker: int, _workers: int, open_file: str) -> None:
-    # A parent killed with SIGKILL cannot stop its workers: they would keep their memory and wait for ever. And a worker
-    # whose queue is full when the pool is closed waits for a reader, until grain kills it half a minute later; it is told
-    # by a file, since grain pickles this function, which no lock or event survives.
-    threading.Thread(target=_watch, args=(os.getppid(), open_file), daemon=True).start()
+def _follow_parent(_worker: int, _workers: int) -> None:
+    # A parent killed with SIGKILL cannot stop its workers: they would keep their memory and wait for ever.
+    parent = os.getppid()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
-def _watch(parent: int, open_file: str) -> None:
-    while os.getppid() == parent and os.path.exists(open_file):
-        time.sleep(0.2)
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
     os._exit(1)
