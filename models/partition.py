@@ -67,7 +67,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, l
     used = [axis for axis in placed if axis]
     if len(used) != len(set(used)):
         raise ModelError(f"layout {layout!r} uses a mesh axis twice for {path}", fix="Correct models/partition.py")
-    # The form in which jit returns a sharding, or the second step would compile again: nothing about axes of one device.
+    # The form in which jit returns a sharding, or the second step would compile again: no axis of one device.
     placed = [axis if axis and mesh.shape[axis] > 1 else None for axis in placed]
     while placed and placed[-1] is None:
         placed.pop()

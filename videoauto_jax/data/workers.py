@@ -38,8 +38,8 @@ class Pool:
     def close(self) -> None:
         """Ends the worker processes, soon.
 
-        A worker whose queue is full waits for a reader, and grain waits half a minute for the worker before it kills it;
-        the caller does not wait with them. Should this process end first, the workers follow it.
+        A worker whose queue is full waits for a reader, and grain waits half a minute before it kills the worker; the
+        caller does not wait with them. Should this process end first, the workers follow it.
         """
         if hasattr(self._iterator, "close"):
             threading.Thread(target=self._iterator.close, daemon=True).start()
