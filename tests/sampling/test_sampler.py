@@ -298,8 +298,23 @@ def test_another_question_about_a_video_computes_the_question_only(tiny_model, t
     assert sampler.usage.prefilled - before == len(prompts[4].token_ids)
 
 
+@pytest.mark.parametrize(("dtype", "off"), [("int8", 0.05), ("float8_e4m3fn", 0.2)])
+def test_prompts_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, prompts):
+    """In pieces, so that keys of 8 bits are read in prefill too. What is off is measured on the same tokens."""
+    config = SamplingConfig(mode="second", max_new_tokens=12, prompts=3, prefill_tokens=64)
+    plain = Sampler(tiny_model, tiny_processor, config)(prompts)
+    small = Sampler(tiny_model, tiny_processor, dataclasses.replace(config, cache_dtype=dtype))(prompts)
+    errors = []
+    for mine, expected in zip(small, plain):
+        differ = np.flatnonzero(mine.token_ids != expected.token_ids)
+        same = differ[0] if len(differ) else len(mine.token_ids)
+        errors += np.abs(mine.logprobs - expected.logprobs)[:same].tolist()
+    assert len(errors) >= 12 and 0 < np.mean(errors) < off
+
+
 @pytest.mark.parametrize(
-    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}], ids=str
+    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}, {"top_p": 0.0},
+                {"cache_dtype": "int4"}, {"stop": ("",)}], ids=str
 )
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ConfigError, match=str(next(iter(setting.values())))) as raised:

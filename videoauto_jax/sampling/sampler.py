@@ -110,6 +110,7 @@ class Sampler:
         config = self.config
         slots = config.prompts if collated is None else collated.inputs.token_ids.shape[0]
         sizes = (slots, branches, config.max_new_tokens, config.prompt_lengths, config.prefill_tokens)
+        sizes += (config.cache_dtype,)
         kept, self._idle = self._idle, None
         table = kept[1] if kept and kept[0] == sizes else Table(config, slots, branches, self.processor.pad_token_id)
         del kept

@@ -190,6 +190,7 @@ class Table:
     ) -> tuple[cache.PromptCache, Float[jax.Array, "r V"]]:
         """Takes a batch piece by piece through the model; the last piece holds every prompt's last token."""
         model, embeddings, logits = writing.model, None, None
+        dtype = None if self._config.cache_dtype == "model" else self._config.cache_dtype
         position = batch.padded([prompt.next_position for prompt in batch.prompts])
         if batch.features is not None:
             embeddings = cache.embed_vision(model, None, batch.features)
@@ -197,7 +198,7 @@ class Table:
             embeddings = cache.embed_vision(model, writing.place(vision))
         for piece in batch.pieces:
             arguments = writing.place(batch.inputs(piece)), batch.padded(piece.starts), position, embeddings
-            before, logits = cache.prefill(model, before, *arguments, capacity=capacity)
+            before, logits = cache.prefill(model, before, *arguments, capacity=capacity, dtype=dtype)
         return before, logits
 
     def _capacity(self, needed: int) -> int:
