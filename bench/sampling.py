@@ -18,6 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +30,9 @@ from flax import nnx
 from videoauto_jax.cli.quickstart.tiny import TinySpec, make_checkpoint
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor, load_processor
-from videoauto_jax.models.config import parse_config
+from videoauto_jax.models.config import QwenVLConfig, parse_config
 from videoauto_jax.models.hf import load_model
-from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -186,34 +187,37 @@ def difference(found: list, expected: list) -> float:
     return float(np.mean(errors))
 
 
-def on_gpu(name: str, folder: Path, lengths: tuple[int, ...], bandwidth: float, layers: int | None) -> dict:
-    """Random weights in full size: a step of 16 branches behind a long prompt, then 256 slots on short prompts."""
-    facts = json.loads((ROOT / "configs" / "models" / f"{name}.json").read_text())
-    config = parse_config(facts)
-    if layers is not None:
-        config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=layers))
+def on_gpu(
+    config: QwenVLConfig, folder: Path, lengths: Sequence[int], bandwidth: float, slots: int = 256, tokens: int = 256
+) -> dict:
+    """Random weights in full size: a step of 16 branches behind a long prompt, then many slots on short prompts."""
     make = jax.jit(lambda: QwenVL(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    model, processor, text = make(), endless(load_processor(folder)), config.text
-    rng, found = np.random.default_rng(0), {}
-    of_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * 2
-    read = sum(leaf.nbytes for path, leaf in nnx.to_flat_state(nnx.state((model.text, getattr(model, "head", None)))))
-    read -= 0 if text.tied_head else model.text.embed.embedding[...].nbytes
+    model, processor, rng, found = make(), endless(load_processor(folder)), np.random.default_rng(0), {}
+    plain = SamplingConfig(mode="record", temperature=1.0, prompts=1, reuse_prefixes=False)
     for length in lengths:
         batch, seconds = [prompt(rng, length, 256)], {}
-        for tokens in (16, 144):
-            settings = SamplingConfig(mode="record", max_new_tokens=tokens, temperature=1.0, prompts=1)
-            sampler = Sampler(model, processor, dataclasses.replace(settings, reuse_prefixes=False))
+        for count in (16, 144):
+            sampler = Sampler(model, processor, dataclasses.replace(plain, max_new_tokens=count))
             write = partial(sampler.generate, batch, 16)
             write()
-            seconds[tokens] = min(timed(write) for _ in range(ROUNDS))
-        step = (seconds[144] - seconds[16]) / 128
-        floor = (read + of_token * (length + 16 * 72)) / bandwidth
+            seconds[count] = min(timed(write) for _ in range(ROUNDS))
+        step, floor = (seconds[144] - seconds[16]) / 128, step_bytes(model, length, 16, 72) / bandwidth
         found[f"16 branches behind {length}"] = {"step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "ratio": step / floor}
-    settings = SamplingConfig(mode="record", max_new_tokens=256, temperature=1.0, prompts=256, reuse_prefixes=False)
-    sampler, batch = Sampler(model, processor, settings), [prompt(rng, 192, 256) for _ in range(256)]
+    sampler = Sampler(model, processor, dataclasses.replace(plain, max_new_tokens=tokens, prompts=slots))
+    batch = [prompt(rng, 192, 256) for _ in range(slots)]
     sampler.generate(batch, 1)
-    found["256 slots, tokens/s"] = 256 * 256 / min(timed(partial(sampler.generate, batch, 1)) for _ in range(ROUNDS))
-    return found
+    seconds = min(timed(partial(sampler.generate, batch, 1)) for _ in range(ROUNDS))
+    return found | {f"{slots} slots, tokens/s": slots * tokens / seconds}
+
+
+def step_bytes(model: QwenVL, length: int, branches: int, own: int) -> int:
+    """What a decoding step reads: the decoder's and the head's weights, and the cache."""
+    text = model.config.text
+    sizes = {path: array.nbytes for path, array in parameter_paths(model).items()}
+    embedding = 0 if text.tied_head else sizes["text/embed/embedding"]
+    weights = sum(size for path, size in sizes.items() if path.startswith(("text/", "head/"))) - embedding
+    of_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * 2
+    return weights + of_token * (length + branches * own)
 
 
 def main() -> None:
@@ -223,20 +227,20 @@ def main() -> None:
     parser.add_argument("--model", help="a name in configs/models: full size on one GPU")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 65536], help="prompts of that, in tokens")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
-    parser.add_argument("--layers", type=int, help="fewer layers than the model has, to try the script")
     options = parser.parse_args()
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, [TEXT] * 200, 0, TinySpec())
         if options.model:
-            found = on_gpu(options.model, folder, tuple(options.lengths), options.bandwidth, options.layers)
+            facts = json.loads((ROOT / "configs" / "models" / f"{options.model}.json").read_text())
+            found = on_gpu(parse_config(facts), folder, options.lengths, options.bandwidth)
             result[options.model] = {"device": jax.devices()[0].device_kind, **found}
         else:
             cores, versions = len(os.sched_getaffinity(0)), f"Python {platform.python_version()}, jax {jax.__version__}"
             result |= {"date": time.strftime("%Y-%m-%d"), "machine": f"{cores} cores, {versions}"}
             result["eight_bits"] = eight_bits(folder, 8, 512, 32)
-            result["gate"] = gate(folder, 128, 16, 128, 256)
+            result["gate"] = gate(folder, 192, 16, 128, 256)
             result["transformers"] = against_transformers(folder, 8, 16, 512, 32)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -12,9 +12,19 @@ from jaxtyping import Int, UInt32
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.pieces import Collated
-from videoauto_jax.sampling.prefixes import shared_length, trace
+from videoauto_jax.sampling.prefixes import Trace, shared_length, trace
 from videoauto_jax.sampling.table import Entry, Table, Writing
 from videoauto_jax.sampling.watch import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A prompt that waits for a slot: its number in the stream, its branches' keys, and its trace if anyone asks."""
+
+    position: int
+    prompt: Encoded
+    keys: UInt32[np.ndarray, "G"]
+    trace: Trace | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +97,13 @@ class Schedule:
     ):
         self._table, self._prompts, self._seed, self._reuse = table, iter(prompts), seed, reuse
         self._collated, self._usage, self._watch = collated, usage, watch
-        self._waiting: deque[tuple[int, Encoded]] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._refused: list[Finished] = []
         self._exhausted = False
         self._running: dict[int, Running] = {}
         self._free = table.free
+        # Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
+        self._quorum = max(1, table.slots // 16)
         self._longest = 0
 
     def run(self, writing: Writing) -> Iterator[Finished]:
@@ -105,28 +117,30 @@ class Schedule:
                 return
             used = self._decode(writing)
             yield from done
-            self._wait_for(max(1, self._table.slots // 8))
+            self._wait_for(self._quorum)
             done = self._collect(writing, used)
 
     def _wait_for(self, count: int) -> None:
         """Has that many prompts at hand, if there are so many left."""
         while len(self._waiting) < count and not self._exhausted:
-            prompt = next(self._prompts, None)
+            position, prompt = next(self._prompts, (0, None))
             if prompt is None:
                 self._exhausted = True
-            elif reason := self._table.refusal(prompt[1]):
-                self._refused.append(Finished(prompt[0], None, reason=reason))
+            elif reason := self._table.refusal(prompt):
+                self._refused.append(Finished(position, None, reason=reason))
             else:
-                self._waiting.append(prompt)
+                keys = branch_keys(prompt, self._table.branches, self._seed)
+                self._waiting.append(Waiting(position, prompt, keys, trace(prompt) if self._reuse else None))
 
     def _admit(self, writing: Writing) -> None:
         self._wait_for(len(self._free))
         while self._free and self._waiting:
+            since = time.perf_counter()
             entries, positions = self._next_batch()
             self._table.fill(writing, entries, self._collated)
             self._collated = None
             for entry, position in zip(entries, positions):
-                self._running[entry.slot] = Running(position, time.perf_counter())
+                self._running[entry.slot] = Running(position, since)
                 self._usage.prefilled += len(entry.prompt.token_ids) - entry.shared
                 self._usage.reused += entry.shared
             self._longest = max(self._longest, 1)
@@ -142,40 +156,32 @@ class Schedule:
         entries: list[Entry] = []
         positions: list[int] = []
         while self._waiting and len(entries) < most:
-            entry = self._entry(self._waiting[0][1], entries)
+            entry = self._entry(self._waiting[0], entries)
             if entry is None:
                 break
             self._free.remove(entry.slot)
             entries.append(entry)
-            positions.append(self._waiting.popleft()[0])
+            positions.append(self._waiting.popleft().position)
         return entries, positions
 
-    def _entry(self, prompt: Encoded, batch: list[Entry]) -> Entry | None:
+    def _entry(self, waiting: Waiting, batch: list[Entry]) -> Entry | None:
         """A slot for a prompt; None if it has to wait for this batch, because it shares a prefix with one of it, or
         cannot go through the model beside it."""
-        keys = branch_keys(prompt, self._table.branches, self._seed)
-        if self._collated is not None or not self._reuse:
-            entry = Entry(self._free[0], prompt, None, keys)
-        else:
-            entry = self._best_entry(prompt, keys)
-            if any(shared_length(entry.trace, other.trace) > entry.shared for other in batch):
-                return None
-        pieces = {len(other.prompt.token_ids) - other.shared > self._table.piece for other in (entry, *batch)}
-        alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
-        fits = self._collated is not None or (alike and pieces == {False})
-        return entry if fits or not batch else None
-
-    def _best_entry(self, prompt: Encoded, keys: np.ndarray) -> Entry:
-        """The entry that reuses most of what the slots hold."""
-        mine = trace(prompt)
-        held = [0 if other is None else shared_length(mine, other) for other in self._table.traces]
+        prompt, mine = waiting.prompt, waiting.trace
+        if self._collated is not None:
+            return Entry(self._free[0], prompt, mine, waiting.keys)
+        held = [shared_length(mine, other) if mine and other else 0 for other in self._table.traces]
         source = int(np.argmax(held))
         slot = source if held[source] and source in self._free else self._free[0]
-        return Entry(slot, prompt, mine, keys, source, held[source])
+        entry = Entry(slot, prompt, mine, waiting.keys, source, held[source])
+        long = any(len(each.prompt.token_ids) - each.shared > self._table.piece for each in (entry, *batch))
+        alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
+        nearer = mine is not None and any(shared_length(mine, other.trace) > entry.shared for other in batch)
+        return None if batch and (long or nearer or not alike) else entry
 
     def _decode(self, writing: Writing) -> engine.Used:
         waits = bool(self._waiting) or not self._exhausted
-        enough = max(0, len(self._running) - max(1, self._table.slots // 8)) if waits else 0
+        enough = max(0, len(self._running) - self._quorum) if waits else 0
         most = self._table.tokens if self._watch is None else self._watch.every
         return self._table.decode(writing, longest=self._longest, most=most, enough=enough)
 
