@@ -79,9 +79,9 @@ def teacher_forced(model, prompt, tokens):
 
 
 def assert_same(found, expected, slots=slice(None), of=slice(None)):
-    for field in ("tokens", "log_probs", "length", "finish"):
-        mine, theirs = getattr(found, field)[slots], getattr(expected, field)[of]
-        np.testing.assert_array_equal(mine, theirs, err_msg=field)
+    for field in ("tokens", "length", "finish"):
+        np.testing.assert_array_equal(getattr(found, field)[slots], getattr(expected, field)[of], err_msg=field)
+    np.testing.assert_allclose(found.log_probs[slots], expected.log_probs[of], atol=1e-5)
 
 
 def test_decoding_equals_the_forward_pass_of_whole_rows(tiny_model, begun, prompts):

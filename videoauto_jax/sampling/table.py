@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Sequence
 
@@ -55,19 +56,20 @@ class Writing:
     automaton: Automaton
     settings: engine.Settings
 
+    @functools.cached_property
     def mesh(self) -> Mesh | None:
-        """The mesh on which the model lies, if it lies on one."""
+        """The mesh on which the model lies, if it lies on one. Looking at a model's leaves takes a millisecond."""
         places = (leaf.sharding for leaf in jax.tree.leaves(self.model) if isinstance(leaf, jax.Array))
         return next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
 
     def in_use(self) -> contextlib.AbstractContextManager:
         """What is compiled inside keeps activations on the model's mesh."""
-        mesh = self.mesh()
+        mesh = self.mesh
         return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
     def place(self, inputs: ModelInputs | VisionInputs) -> ModelInputs | VisionInputs:
         """Host arrays on that mesh; device arrays stay where they are."""
-        mesh = self.mesh()
+        mesh = self.mesh
         if mesh is None or any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(inputs)):
             return inputs
         return (place_inputs if isinstance(inputs, ModelInputs) else place_vision)(inputs, mesh)
