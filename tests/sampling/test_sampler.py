@@ -1,14 +1,18 @@
 """From messages to answers: modes, the gate, and what a branch depends on."""
 
+import collections
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from videoauto_jax.errors import ConfigError, VideoAutoError
-from videoauto_jax.protocol import first_answer_confidence
-from videoauto_jax.sampling import engine
+from videoauto_jax.protocol import first_answer_confidence, is_well_formed
+from videoauto_jax.protocol.confidence import replay
+from videoauto_jax.sampling import cache, engine
+from videoauto_jax.sampling.config import checkpoint_defaults
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 SURE, UNSURE, LOST, WRONG = (text + " 1" * count for text, count in zip("abcd", (0, 50, 100, 160)))
@@ -84,6 +88,40 @@ def is_prefix_up_to_the_box(answer, whole):
     assert answer.confidence == whole.confidence and "}" in answer.text[-2:]
 
 
+def test_forced_format_writes_nothing_else(tiny_model, tiny_processor):
+    """A model that knows nothing: random letters, but in their places."""
+    config = SamplingConfig(mode="second", max_new_tokens=64, temperature=1.0, prompts=1, forced_format=True, seed=1)
+    sampler = Sampler(tiny_model, tiny_processor, config)
+    (group,) = sampler.rollout([chat("Hi")], branches=16)
+    free = dataclasses.replace(config, forced_format=False)
+    (unforced,) = Sampler(tiny_model, tiny_processor, free).rollout([chat("Hi")], branches=16)
+    automaton = sampler.automaton
+    state = lambda answer: automaton.valid[replay(automaton, answer.token_ids)[-1][1]]  # noqa: E731
+    assert all(map(state, group)) and not any(map(state, unforced))
+    for answer in group:
+        assert answer.text.strip().startswith("\\boxed{"[: len(answer.text.strip())])
+        assert answer.finish_reason == "length" or is_well_formed(answer.text)
+        assert (answer.sampling_logprobs >= answer.logprobs - 1e-5).all()
+
+
+def test_a_repetition_penalty_counts_in_the_confidence(sampler):
+    """As in upstream's evaluation: `C` stands nowhere in the prompt, what it is compared with does."""
+    plain = answers(sampler, mode="second")[SURE]
+    penalised = answers(sampler, mode="second", repetition_penalty=1.2)[SURE]
+    np.testing.assert_array_equal(penalised.token_ids, plain.token_ids)
+    np.testing.assert_array_equal(penalised.logprobs, plain.logprobs)
+    assert penalised.confidence != plain.confidence
+
+
+def test_defaults_come_from_the_checkpoint(tmp_path):
+    assert checkpoint_defaults(tmp_path) == {}
+    stated = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": [1]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    assert checkpoint_defaults(tmp_path) == {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps({**stated, "do_sample": False}))
+    assert SamplingConfig(**checkpoint_defaults(tmp_path)).temperature == 0
+
+
 def test_no_room_is_a_reason(sampler):
     for answer in answers(sampler, mode="second", max_new_tokens=3).values():
         assert len(answer.token_ids) == 3 and answer.finish_reason == "length"
@@ -102,16 +140,23 @@ def test_sampled_branches_follow_the_probabilities(scripted):
     assert written.sampling_logprobs[0] > -0.01
 
 
+PROGRAMS = (cache.prefill, cache.copy_prompts, engine.empty, engine.widen, engine._admit_whole,
+            engine._admit_some, engine.decode, engine.pick)  # fmt: skip
+
+
 def test_nothing_compiles_again(sampler, scripted):
     answers(sampler, mode="second")
-    before = [function._cache_size() for function in (engine.prefill, engine.start, engine.decode)]
-    for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"}):
+    sampler([chat(WRONG)])  # one by itself is another shape
+    before = [program._cache_size() for program in PROGRAMS]
+    for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"},
+                    {"top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1, "forced_format": True},
+                    {"stop": ("x",), "max_new_tokens": 90}):  # fmt: skip
         answers(sampler, **changes)
     sampler.model = jax.tree.map(lambda table: table * 1.5, sampler.model)
     answers(sampler)
     sampler([chat(WRONG)])  # fewer prompts than fit
     answers(scripted(SCRIPTS, **SETTINGS))
-    assert before == [function._cache_size() for function in (engine.prefill, engine.start, engine.decode)]
+    assert before == [program._cache_size() for program in PROGRAMS]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +185,11 @@ def test_a_branch_depends_on_seed_prompt_and_number_only(writer, prompts):
         for mine, expected in zip(group, same):
             np.testing.assert_array_equal(mine.token_ids, expected.token_ids)
             np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
+    for changes in ({"prompts": 1}, {"prompts": 8, "prefill_tokens": 64, "prompt_lengths": (96, 256)}):
+        sampler = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, **changes))
+        for group, same in zip(sampler.rollout(prompts, branches=3), groups):
+            for mine, expected in zip(group, same):
+                np.testing.assert_array_equal(mine.token_ids, expected.token_ids, err_msg=str(changes))
     reseeded = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, seed=4))
     again = {tuple(answer.token_ids) for group in reseeded.rollout(prompts, branches=3) for answer in group}
     assert not written & again
@@ -162,8 +212,114 @@ def test_more_prompts_than_fit_come_back_in_order(sampler):
     assert [answer.first_answer for answer in found] == ["C", "A", "", "A", FALLBACK, "C"]
 
 
+def test_text_is_told_as_it_is_written(sampler, tiny_processor):
+    prompts = [tiny_processor.encode(chat(prompt)) for prompt in SCRIPTS]
+    for changes in ({"mode": "auto"}, {"mode": "second", "stop": ("blue", "x\\b", "think>\\")}):
+        sampler.config = dataclasses.replace(sampler.config, **changes)
+        told = collections.defaultdict(list)
+        groups = sampler.generate(prompts, 2, on_text=lambda *where, told=told: told[where[:2]].append(where[2]))
+        for n, group in enumerate(groups):
+            for g, answer in enumerate(group):
+                assert "".join(told[n, g]) == answer.text and len(told[n, g]) > (len(answer.token_ids) > 12)
+    assert groups[1][0].text.endswith("<think>No, ") and groups[1][0].finish_reason == "stop"
+    assert groups[0][0].text.endswith("</") and groups[3][0].text == "no box here"
+
+
+def test_a_stop_text_ends_a_branch_as_if_nothing_had_been_written_behind_it(sampler):
+    whole = answers(sampler, mode="second")
+    for stop, text in (("think", "\\boxed{A}<"), ("}<", "\\boxed{A"), ("{", "\\boxed"), ("B}", whole[SURE].text[:-2])):
+        found = answers(sampler, mode="second", stop=(stop, "never written"))[SURE]
+        count = len(found.token_ids)
+        assert found.text == text and found.finish_reason == "stop"
+        np.testing.assert_array_equal(found.token_ids, whole[SURE].token_ids[:count])
+        np.testing.assert_array_equal(found.logprobs, whole[SURE].logprobs[:count])
+        before, after = (sampler.processor.decode(found.token_ids[:n]) for n in (count - 1, count))
+        assert stop not in before and stop in after
+        assert found.confidence == (whole[SURE].confidence if "}" in text + stop and text != "\\boxed" else -1)
+
+
+def test_the_stream_takes_prompts_as_slots_become_free(sampler, tiny_processor):
+    """Two slots, and a long answer that keeps one of them while the other serves everybody else."""
+    order = [UNSURE, WRONG, WRONG, SURE, WRONG, LOST, WRONG]
+    taken = []
+
+    def prompts():
+        for number, prompt in enumerate(order):
+            taken.append(number)
+            yield tiny_processor.encode(chat(prompt))
+
+    sampler.config = dataclasses.replace(sampler.config, mode="second", prompts=2)
+    stream, found, ahead = sampler.stream(prompts()), {}, []
+    for position, (answer,) in stream:
+        found[position] = answer
+        ahead.append(len(taken) - len(found))
+    assert sampler.usage.useful == sum(len(answer.token_ids) - 1 for answer in found.values())
+    alone = {prompt: answer.text for prompt, answer in answers(sampler, prompts=4).items()}
+    assert [found[n].text for n in range(len(order))] == [alone[prompt] for prompt in order]
+    assert list(found) != sorted(found) and max(ahead) <= 4
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_the_others_finish(sampler, tiny_processor):
+    lengths = {prompt: len(tiny_processor.encode(chat(prompt)).token_ids) for prompt in SCRIPTS}
+    edge = lengths[UNSURE]
+    assert max(lengths.values()) == lengths[WRONG] > edge > lengths[SURE]
+    whole = answers(sampler)
+    for prompt, answer in answers(sampler, prompt_lengths=(edge,)).items():
+        if lengths[prompt] > edge:
+            assert answer.finish_reason == "refused" and answer.text == "" and answer.confidence == -1
+            assert f"{lengths[prompt]} tokens, {edge} are allowed" in answer.error
+        else:
+            assert answer.text == whole[prompt].text and answer.error == ""
+
+
+def test_another_question_about_a_video_computes_the_question_only(tiny_model, tiny_processor):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
+    videos = [
+        {"type": "video", "video": list(frames), "sample_fps": 2.0, "min_pixels": 16384, "max_pixels": 16384}
+        for frames in (noise, noise[::-1])
+    ]
+    asked = [(0, "What?"), (0, "Why does it happen?"), (1, "What?"), (0, "Where?"), (1, "Who?")]
+    prompts = [
+        tiny_processor.encode([{"role": "user", "content": [videos[v], {"type": "text", "text": text}]}])
+        for v, text in asked
+    ]
+    written = {}
+    for reuse in (False, True):
+        config = SamplingConfig(mode="second", max_new_tokens=8, prompts=2, prefill_tokens=64, reuse_prefixes=reuse)
+        sampler = Sampler(tiny_model, tiny_processor, config)
+        written[reuse] = [answer for _, (answer,) in sorted(sampler.stream(prompts), key=lambda item: item[0])]
+        total = sum(len(prompt.token_ids) for prompt in prompts)
+        assert sampler.usage.prefilled + sampler.usage.reused == total
+        assert (sampler.usage.reused > 0.5 * total) == reuse
+    for mine, expected in zip(written[True], written[False]):
+        np.testing.assert_array_equal(mine.token_ids, expected.token_ids)
+        np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
+    before = sampler.usage.prefilled
+    sampler.generate(prompts[4:], 1)  # from an earlier call
+    assert sampler.usage.prefilled - before < 0.2 * len(prompts[4].token_ids)
+    sampler.model = jax.tree.map(lambda leaf: leaf * 1.1, tiny_model)
+    before = sampler.usage.prefilled
+    sampler.generate(prompts[4:], 1)  # of other weights
+    assert sampler.usage.prefilled - before == len(prompts[4].token_ids)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("int8", 0.05), ("float8_e4m3fn", 0.2)])
+def test_prompts_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, prompts):
+    """In pieces, so that keys of 8 bits are read in prefill too. What is off is measured on the same tokens."""
+    config = SamplingConfig(mode="second", max_new_tokens=12, prompts=3, prefill_tokens=64)
+    plain = Sampler(tiny_model, tiny_processor, config)(prompts)
+    small = Sampler(tiny_model, tiny_processor, dataclasses.replace(config, cache_dtype=dtype))(prompts)
+    errors = []
+    for mine, expected in zip(small, plain):
+        differ = np.flatnonzero(mine.token_ids != expected.token_ids)
+        same = differ[0] if len(differ) else len(mine.token_ids)
+        errors += np.abs(mine.logprobs - expected.logprobs)[:same].tolist()
+    assert len(errors) >= 12 and 0 < np.mean(errors) < off
+
+
 @pytest.mark.parametrize(
-    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}], ids=str
+    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}, {"top_p": 0.0},
+                {"cache_dtype": "int4"}, {"stop": ("",)}], ids=str
 )
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ConfigError, match=str(next(iter(setting.values())))) as raised:
