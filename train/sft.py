@@ -3,11 +3,12 @@
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import make_mesh, place_rows
-from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles
+from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles, with_targets
 from videoauto_jax.train.recipe import SFTConfig
 from videoauto_jax.train.rollout import place_groups
 from videoauto_jax.train.run import Progress, Run, train_run
 from videoauto_jax.train.step import Learner, TrainState
+from videoauto_jax.train.stopping import StopRequest
 
 
 class SFTTrainer:
@@ -24,6 +25,7 @@ class SFTTrainer:
     def __init__(self, config: SFTConfig, learner: Learner, stream: PromptStream, processor, mesh):
         self.config, self.learner, self.stream = config, learner, stream
         self.processor, self.mesh, self.total = processor, mesh, config.steps
+        self.counters, self.stop = {}, StopRequest()
 
     def step(self, state: TrainState, index: int) -> tuple[TrainState, dict]:
         data = self.config.data
@@ -39,10 +41,13 @@ class SFTTrainer:
         batch, weights = place_groups(batch, self.mesh), place_rows(weights, self.mesh)
         return self.learner.sft_step(state, self.learner.frozen, batch, weights)
 
+    def evaluate(self, state: TrainState, done: int) -> dict:
+        """Nothing: `videoauto eval` scores the checkpoints of a supervised run."""
+        del state, done
+        return {}
 
-def train_sft(
-    config: SFTConfig, *, force: bool = False, progress: Progress | None = None, lines: bool = True
-) -> None:
+
+def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | None = None, lines: bool = True) -> bool:
     """Runs a recipe, or takes it up where it stopped; writes `output/model`.
 
     The model and the data are looked at before the folder is claimed: a wrong path leaves nothing behind.
@@ -52,17 +57,20 @@ def train_sft(
         force: begin anew in a folder that holds another run.
         progress: told after every step.
         lines: print a line for every step.
+
+    Returns:
+        Whether the run has ended; False if SIGTERM stopped it.
     """
     mesh = make_mesh(config.mesh)
     processor = config.data.processor(config.model)
-    bundles = make_bundles(config.data.samples(), config.questions)
+    bundles = make_bundles(with_targets(config.data.samples(), config.target), config.questions)
     with Run(config, force=force, lines=lines) as run:
         if run.finished():
-            return
+            return True
         encoder = BundleEncoder(processor, config.max_response_tokens)
         drawn = config.data.stream(config.rows, config.seed)
         stream = PromptStream(bundles, encoder, drawn, skip_log=run.folder / "skipped.jsonl")
-        model = load_model(config.model, mesh, config.dtype, param_dtype="float32")
+        model = load_model(config.model, mesh, config.dtype, param_dtype=config.param_dtype)
         learner = Learner.create(model, config, total_steps=config.steps)
         trainer = SFTTrainer(config, learner, stream, processor, mesh)
-        train_run(run, trainer, progress)
+        return train_run(run, trainer, progress)

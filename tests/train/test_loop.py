@@ -35,7 +35,7 @@ class Pool:
     def __init__(self, workers, timeout_s):
         pass
 
-    def score_many(self, items, *, profile):
+    def score_many(self, items, *, profile, form):
         Pool.calls += 1
         if Pool.calls == Pool.interrupt_at:
             raise KeyboardInterrupt
@@ -161,24 +161,26 @@ def test_an_interrupted_run_is_the_uninterrupted_one(kind, tiny_folder, data, tm
 def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch):
     seen = []
 
-    def spy(*args, real=loop.roll_out):
+    def spy(*args, real=loop.pack):
         seen.append(real(*args))
         return seen[-1]
 
-    monkeypatch.setattr(loop, "roll_out", spy)
+    monkeypatch.setattr(loop, "pack", spy)
     with pytest.raises(KeyboardInterrupt):
         train_grpo(recipe("grpo", tiny_folder, data, tmp_path / "run"), progress=interrupt_after(1))
-    assert [len(part.samples) for part in seen] == [4, 4]
-    assert len({sample.id for part in seen for sample in part.samples}) == 8
+    assert [len(part.groups) for part in seen] == [4, 4]
+    assert len({group.item[1].id for part in seen for group in part.groups}) == 8
     for part in seen:
-        assert all(len(group) == 2 and len(group[0].token_ids) <= 6 for group in part.answers)
-        assert np.abs(part.advantages.sum(1)).max() < 1e-4 and np.abs(part.advantages).max() > 0.5
-        batch = jax.device_get(part.batch)
-        for b, group in enumerate(part.answers):
-            for g, answer in enumerate(group):
+        assert all(len(group.answers) == 2 and len(group.answers[0].token_ids) <= 6 for group in part.groups)
+        batch, signals = jax.device_get((part.batch, part.signals))
+        assert np.abs(signals.advantages.sum(1)).max() < 1e-4 and np.abs(signals.advantages).max() > 0.5
+        assert signals.counted.all()
+        for b, group in enumerate(part.groups):
+            for g, answer in enumerate(group.answers):
+                np.testing.assert_array_equal(signals.sampling[b, g][batch.mask[b, g]], answer.sampling_logprobs)
                 np.testing.assert_array_equal(batch.targets[b][batch.place[b, g]][batch.mask[b, g]], answer.token_ids)
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    totals = np.concatenate([part.totals for part in seen])
+    totals = np.concatenate([group.totals for part in seen for group in part.groups])
     assert line["reward"] == pytest.approx(totals.mean()) and line["kl"] >= 0
     record = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
     assert record["round"] == 1 and len(record["branches"]) == 2
@@ -187,7 +189,10 @@ def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch)
 def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
     config = recipe("grpo", tiny_folder, data, tmp_path / "run")
     for changes, message in (
-        ({"updates": 3}, "8 prompts do not divide into 3 updates"),
+        ({"updates": 3}, "8 prompts do not divide into 3 updates.*for example 2"),
+        ({"subgroups": 4}, "2 branches do not divide into 4 subgroups"),
+        ({"accumulate": 3}, "4 rows of an update do not divide into 3 accumulate"),
+        ({"iterations": 0}, "iterations is 0"),
         ({"rollout": dataclasses.replace(config.rollout, branches=1)}, "at least 2 branches"),
         ({"rollout": dataclasses.replace(config.rollout, temperature=0.0)}, "temperature"),
         ({"advantage": "rank"}, "rank"),

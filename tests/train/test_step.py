@@ -62,8 +62,9 @@ class World:
         """The same of policy steps in which every first branch is the better one."""
         reference = old = self.log_probs(self.learner.initial)
         advantages = np.asarray(group_advantages(np.tile([2.0, 0.5], 4), 2)).reshape(4, 2)
-        arguments = self.rows, self.features, (old, reference), place_rows(advantages, self.mesh)
-        return self._run(count, self.learner.grpo_step, *arguments, GRPOLossConfig(beta=0.1))
+        advantages, counted = place_rows((advantages, np.ones_like(advantages, bool)), self.mesh)
+        signals = steps.GroupSignals(advantages, counted, old, old, reference)
+        return self._run(count, self.learner.grpo_step, self.rows, self.features, signals, GRPOLossConfig(beta=0.1))
 
     def _run(self, count, step, *arguments):
         state, history = self.learner.initial_state(), []

@@ -1,0 +1,72 @@
+"""What a GRPO run leaves for people to read: sample rollouts, a batch that broke the run, warnings."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from videoauto_jax.data.annotations import Sample
+from videoauto_jax.errors import TrainingError
+from videoauto_jax.files import append_jsonl, write_json
+from videoauto_jax.train.rollout import Graded, ScoredGroups
+from videoauto_jax.train.step import NONFINITE_STREAK, Pairs
+
+log = logging.getLogger(__name__)
+
+BENCHMARK = "benchmark"
+"""Tag of data sets that were published as benchmarks."""
+
+
+def write_sample(folder: Path, index: int, group: Graded) -> None:
+    """Appends the branches of one prompt to `samples.jsonl`. A full disk is reported and ends nothing."""
+    _, sample, _ = group.item
+    record = {
+        "round": index + 1,
+        "id": sample.id,
+        "question": sample.messages[-1]["content"],
+        "truth": sample.answer,
+    }
+    written = [
+        {"text": answer.text, "confidence": answer.confidence, "reward": float(reward)}
+        for answer, reward in zip(group.answers, group.totals)
+    ]
+    try:
+        append_jsonl(folder / "samples.jsonl", record | {"branches": written})
+    except OSError as error:
+        log.warning("the sample rollout of round %d was not written: %s", index + 1, error)
+
+
+def check_finite(update: Pairs, part: ScoredGroups, folder: Path, limit: int) -> None:
+    """Ends the run after `limit` updates in a row without a finite gradient, and saves the last of their batches.
+
+    Raises:
+        TrainingError: names the folder with the batch.
+    """
+    streak = int(update[NONFINITE_STREAK][0])
+    if streak < limit:
+        return
+    place = folder / "nonfinite"
+    place.mkdir(exist_ok=True)
+    batch, signals = jax.device_get((part.batch, part.signals))
+    arrays = {"token_ids": batch.inputs.token_ids, "positions": batch.inputs.positions, "mask": batch.mask}
+    arrays |= {"segment_ids": batch.inputs.segment_ids, "targets": batch.targets, "place": batch.place}
+    arrays |= {name: value for name, value in vars(signals).items() if value is not None}
+    np.savez(place / "batch.npz", **arrays)
+    write_json(place / "samples.json", [group.item[1].id for group in part.groups])
+    raise TrainingError(
+        f"{streak} updates in a row had no finite gradient; none of them was applied",
+        where=f"the batch is in {place}",
+        fix="Look at the samples it names, lower optimizer.learning_rate, or set dtype: float32; the same command "
+        "then goes on from the newest checkpoint",
+    )
+
+
+def warn_about_sets(samples: Sequence[Sample]) -> None:
+    """Says once which training sets are published benchmarks."""
+    marked = Counter(sample.source for sample in samples if BENCHMARK in sample.tags)
+    if marked:
+        sets = ", ".join(f"{name} ({count} samples)" for name, count in marked.items())
+        log.warning("published as benchmarks: %s. Do not report scores on them; *_clean recipes leave them out", sets)
