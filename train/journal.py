@@ -39,6 +39,17 @@ def write_sample(folder: Path, index: int, group: Graded) -> None:
         log.warning("the sample rollout of round %d was not written: %s", index + 1, error)
 
 
+def warn_about_equal_rewards(groups: Sequence[Graded], index: int) -> None:
+    """Says so if a whole round holds no group to learn from."""
+    if not any(group.teaches for group in groups):
+        totals = sorted({float(group.totals[0]) for group in groups})
+        log.warning(
+            "round %d: all branches of each of the %d groups have the same reward (%s): nothing to learn but the KL "
+            "term. Raise rollout.temperature or rollout.branches, or check the answers in samples.jsonl",
+            *(index + 1, len(groups), ", ".join(f"{total:g}" for total in totals[:5])),
+        )
+
+
 def check_finite(update: Pairs, part: ScoredGroups, folder: Path, limit: int) -> None:
     """Ends the run after `limit` updates in a row without a finite gradient, and saves the last of their batches.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import jax
 
+from videoauto_jax.data.manifest import usable_samples
 from videoauto_jax.data.processor import Processor
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.models.hf import load_model
@@ -16,7 +17,7 @@ from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 from videoauto_jax.sharding import batch_shards, make_mesh
 from videoauto_jax.train.evaluation import Evaluation, hold_out
 from videoauto_jax.train.flops import group_forward_flops, utilisation
-from videoauto_jax.train.journal import check_finite, warn_about_sets, write_sample
+from videoauto_jax.train.journal import check_finite, warn_about_equal_rewards, warn_about_sets, write_sample
 from videoauto_jax.train.metrics import Metrics
 from videoauto_jax.train.optimizer import learning_rate_schedule, step_count
 from videoauto_jax.train.recipe import GRPOConfig
@@ -67,6 +68,7 @@ class GRPOTrainer:
         rate = self.schedule(step_count(state.opt_state))
         self.sampler.model = self.learner.model(state.trainable)
         parts = self._write_groups(index, clock)
+        warn_about_equal_rewards([group for part, _ in parts for group in part], index)
         with clock("old"):
             scored = [self._with_old(state, pack(*part, self.config, self.mesh)) for part in parts]
         self.stop.check()
@@ -193,7 +195,7 @@ def train_grpo(
     mesh = make_mesh(config.mesh)
     warn_about_rows(config, batch_shards(mesh))
     processor = config.data.processor(config.model)
-    samples, held_out = hold_out(config.data.samples(), config.holdout.samples, config.seed)
+    samples, held_out = hold_out(usable_samples(config.data, processor), config.holdout.samples, config.seed)
     warn_about_sets(samples)
     reward = config.reward
     with Run(config, force=force, lines=lines) as run, RewardPool(reward.workers, reward.timeout_s) as pool:

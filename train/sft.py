@@ -1,5 +1,6 @@
 """Supervised fine-tuning on demonstrations."""
 
+from videoauto_jax.data.manifest import usable_samples
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import make_mesh, place_rows
@@ -63,7 +64,7 @@ def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | No
     """
     mesh = make_mesh(config.mesh)
     processor = config.data.processor(config.model)
-    bundles = make_bundles(with_targets(config.data.samples(), config.target), config.questions)
+    bundles = make_bundles(with_targets(usable_samples(config.data, processor), config.target), config.questions)
     with Run(config, force=force, lines=lines) as run:
         if run.finished():
             return True

@@ -24,7 +24,13 @@ MESHES = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_processor):
+def rows(unpacked):
+    """Four group rows on the host."""
+    return pack_groups(*unpacked, bound=8)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tiny_processor):
     """Four group rows of two branches, two of them with a video, on the host."""
     rng = np.random.default_rng(0)
     chats = []
@@ -35,7 +41,7 @@ def rows(tiny_processor):
     prompts = [tiny_processor.encode(chat) for chat in chats]
     branches = [[rng.integers(0, 384, 3 + n).astype(np.int32) for _ in range(2)] for n in range(4)]
     positions = [prompt.next_position for prompt in prompts]
-    return pack_groups(tiny_processor.collate(prompts), positions, branches, bound=8)
+    return tiny_processor.collate(prompts), positions, branches
 
 
 class World:
@@ -63,6 +69,8 @@ class World:
         reference = old = self.log_probs(self.learner.initial)
         advantages = np.asarray(group_advantages(np.tile([2.0, 0.5], 4), 2)).reshape(4, 2)
         advantages, counted = place_rows((advantages, np.ones_like(advantages, bool)), self.mesh)
+        shape = self.rows.mask.shape[:2]
+        advantages, counted = advantages.reshape(shape), counted.reshape(shape)
         signals = steps.GroupSignals(advantages, counted, old, old, reference)
         return self._run(count, self.learner.grpo_step, self.rows, self.features, signals, GRPOLossConfig(beta=0.1))
 
@@ -127,6 +135,29 @@ def test_supervised_loss_falls_and_only_what_trains_changes(one):
         assert np.array_equal(array, before[path]) == (group(path) == "vision"), path
     for path, array in whole(one.learner.initial).items():  # whole, though the steps donated their state
         np.testing.assert_array_equal(array, before[path])
+
+
+@pytest.mark.parametrize(("subgroups", "accumulate"), [(2, 1), (1, 2), (2, 4)])
+def test_rows_may_be_split_and_parts_come_one_after_the_other(one, whole_update, unpacked, subgroups, accumulate):
+    """Groups over several rows, and updates in parts, give the loss, the metrics and the weights of the whole."""
+    rows = pack_groups(*unpacked, bound=8, subgroups=subgroups)
+    split = World.__new__(World)
+    split.__dict__ |= one.__dict__ | {"rows": place_groups(rows, one.mesh)}
+    split.learner = Learner(one.learner.model(one.learner.initial), TrainableConfig(), one.learner.optimizer,
+                            accumulate=accumulate)  # fmt: skip
+    assert rows.mask.shape == (4 * subgroups, 2 // subgroups, 8)
+    state, history = split.grpo(2)
+    expected, expected_history = whole_update
+    for found, metrics in zip(history, expected_history):
+        for name, value in metrics.items():
+            assert found[name] == pytest.approx(value, abs=2e-5), name
+    for path, array in whole(expected.trainable).items():
+        np.testing.assert_allclose(whole(state.trainable)[path], array, atol=2e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def whole_update(one):
+    return one.grpo(2)
 
 
 def test_the_policy_moves_towards_the_better_branches(one):

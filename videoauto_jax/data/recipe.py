@@ -27,6 +27,7 @@ class DataConfig:
         prompt: the system prompt's mode.
         image, video: budgets of sets that state none.
         max_prompt_tokens: longer prompts are skipped by name.
+        manifest: file that `videoauto data check` writes; training leaves out what it lists as damaged or too long.
         video_prompt, position_convention, resize, video_reader: how prompts are made, see `data.processor.Processor`.
         workers: processes (training) or threads (evaluation) that decode and encode.
         prefetch: batches kept ready.
@@ -41,7 +42,8 @@ class DataConfig:
     prompt: Literal["answer_twice", "direct", "cot"] = "answer_twice"
     image: ImageBudget = ImageBudget()
     video: VideoBudget = VideoBudget()
-    max_prompt_tokens: int = 8192
+    max_prompt_tokens: int | None = 8192
+    manifest: str = ""
     video_prompt: VideoPrompt = "inner"
     position_convention: Convention = "upstream"
     resize: ResizeMode = "upstream"
