@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
 from videoauto_jax.errors import ConfigError, VideoAutoError
 from videoauto_jax.models.qwen_vl import QwenVL
@@ -14,7 +15,7 @@ from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 from videoauto_jax.train.recipe import GRPOConfig
 from videoauto_jax.train.rollout import Graded, Item, grade_groups
-from videoauto_jax.train.rollout_metrics import confidence_metrics, plain_accuracy_2
+from videoauto_jax.train.rollout_metrics import SCORE, confidence_metrics, plain_accuracy_2
 
 
 def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -58,31 +59,36 @@ class Evaluation:
         self, samples: Sequence[Sample], model: QwenVL, processor: Processor, pool: RewardPool, config: GRPOConfig
     ):
         self.samples, self.processor, self.pool, self.config = samples, processor, pool, config
-        rows = min(len(samples), config.prompts // config.updates)
-        sampling = SamplingConfig(mode="record", max_new_tokens=config.rollout.max_new_tokens, prompts=rows)
+        sampling = SamplingConfig(
+            mode="record",
+            max_new_tokens=config.rollout.max_new_tokens,
+            prompts=min(len(samples), config.prompts // config.updates),
+            prompt_lengths=config.data.prompt_lengths,
+            reuse_prefixes=False,
+        )
         self.sampler = Sampler(model, processor, sampling)
 
     def __call__(self, model: QwenVL) -> dict[str, tuple[float, float]]:
         """Metrics `eval/…` as (sum, count) pairs."""
         self.sampler.model = model
-        graded: list[Graded] = []
-        for items in self._batches():
-            answers = self.sampler.generate([prompt for _, _, prompt in items], 1)
-            graded += grade_groups(self.pool, items, answers, self.config)
-        metrics = _metrics(graded, self.config.holdout.threshold) if graded else {}
+        items: list[Item] = []
+        answers = dict(self.sampler.stream(self._prompts(items)))
+        graded = grade_groups(self.pool, items, [answers[n] for n in range(len(items))], self.config)
+        metrics = _metrics(graded, self.config.holdout.threshold) if graded else {SCORE: (0.0, 1.0)}
         return metrics | {"eval/skipped": (float(len(self.samples) - len(graded)), 1.0)}
 
-    def _batches(self) -> Iterator[list[Item]]:
-        """Encoded samples; the next ones are being decoded while a batch is answered."""
-        size, batch = self.sampler.config.prompts, []
+    def _prompts(self, items: list[Item]) -> Iterator[Encoded]:
+        """Prompts that could be encoded, noted in `items`; the next ones are decoded while others are answered."""
         with ThreadPoolExecutor(max(self.config.data.workers, 1)) as threads:
-            for number, (sample, prompt) in enumerate(zip(self.samples, threads.map(self._encoded, self.samples))):
-                batch += [(number, sample, prompt)] if prompt is not None else []
-                if len(batch) == size or (batch and number == len(self.samples) - 1):
-                    yield batch
-                    batch = []
+            ahead = 2 * self.sampler.config.prompts
+            for start in range(0, len(self.samples), ahead):
+                batch = self.samples[start : start + ahead]
+                for sample, prompt in zip(batch, threads.map(self._encoded, batch)):
+                    if prompt is not None:
+                        items.append((len(items), sample, prompt))
+                        yield prompt
 
-    def _encoded(self, sample: Sample):
+    def _encoded(self, sample: Sample) -> Encoded | None:
         try:
             return self.processor.encode(sample.messages)
         except VideoAutoError:

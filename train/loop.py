@@ -68,6 +68,7 @@ class GRPOTrainer:
         metrics, clock, start = Metrics(), Clock(), time.perf_counter()
         rate = self.schedule(step_count(state.opt_state))
         self.sampler.model = self.learner.model(state.trainable)
+        before = self.sampler.usage.useful, self.sampler.usage.slots
         parts = self._write_groups(index, clock)
         warn_about_equal_rewards([group for part, _ in parts for group in part], index)
         with clock("old"):
@@ -83,6 +84,8 @@ class GRPOTrainer:
             metrics.add(rollout_metrics(part.groups))
         if index % self.config.sample_every == 0:
             write_sample(self.folder, index, scored[0].groups[0])
+        useful, slots = self.sampler.usage.useful - before[0], self.sampler.usage.slots - before[1]
+        metrics.add({"rollout/useful_slots": (useful, slots)})
         told = {"learning_rate": (rate, 1.0), "epoch": (self._epoch(), 1.0), **self._speed(parts, clock, start)}
         return state, {**metrics.pairs(), **told, **clock.pairs()}
 

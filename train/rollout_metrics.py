@@ -18,6 +18,9 @@ GATES = (0.9, 0.95, 0.98, 0.99)
 RIGHT = 0.7
 """Grade above which an answer counts as right (the published fallback bonus draws the same line)."""
 
+SCORE = "eval/accuracy_auto"
+"""The metric of held-out samples by which the best checkpoint is chosen."""
+
 Pairs = dict[str, tuple[float, float]]
 
 

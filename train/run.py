@@ -23,14 +23,12 @@ from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.train.lora import merge_adapters, save_adapters
 from videoauto_jax.train.metrics import MetricsLogger
 from videoauto_jax.train.recipe import RunConfig
+from videoauto_jax.train.rollout_metrics import SCORE
 from videoauto_jax.train.step import Learner, TrainState
 from videoauto_jax.train.stopping import Stopped, StopRequest
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after every step with steps done, steps in all, and the step's metrics."""
-
-SCORE = "eval/accuracy_auto"
-"""The metric by which the best checkpoint is chosen."""
 
 
 class Run:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from videoauto_jax.cli.main import main
 from videoauto_jax.data.annotations import ImageBudget
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
@@ -19,9 +20,10 @@ from videoauto_jax.rewards import Rewards
 from videoauto_jax.sharding import MeshConfig
 from videoauto_jax.train import loop, step
 from videoauto_jax.train.loop import train_grpo
+from videoauto_jax.train.lora import LoraConfig
 from videoauto_jax.train.loss_config import GRPOLossConfig
 from videoauto_jax.train.optimizer import OptimizerConfig
-from videoauto_jax.train.recipe import GRPOConfig, RolloutConfig, SFTConfig
+from videoauto_jax.train.recipe import GRPOConfig, HoldoutConfig, RolloutConfig, SFTConfig
 from videoauto_jax.train.sft import train_sft
 
 ROUNDS = 3
@@ -200,3 +202,31 @@ def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config, **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_samples_choose_the_best_checkpoint(tiny_folder, data, tmp_path):
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run", prompts=4, updates=1, save_every=99,
+                    holdout=HoldoutConfig(samples=3, every=2))  # fmt: skip
+    assert train_grpo(config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["eval/accuracy_auto" in line for line in lines] == [False, True, True]
+    for line in lines[1:]:
+        assert line["eval/skipped"] == 0 and 0 <= line["eval/accuracy_1"] <= 1 and line["eval/mean_length"] <= 6
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal()}
+    scores = {line["step"]: line["eval/accuracy_auto"] for line in lines[1:]}
+    assert kept == {3, max(scores, key=lambda step: (scores[step], step))}
+
+
+def test_adapters_train_alone_and_leave_in_both_forms(tiny_folder, data, tmp_path):
+    lora = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run", lora=lora, rounds=2)
+    assert train_grpo(config)
+    before = load_file(tiny_folder / "model.safetensors")
+    (file,) = (tmp_path / "run" / "model").glob("*.safetensors")
+    changed = {key for key, tensor in load_file(file).items() if (tensor != before[key]).any()}
+    assert changed and all(key.endswith(("q_proj.weight", "down_proj.weight")) for key in changed)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "exported" / "adapter" / name).read_bytes() == (
+            tmp_path / "run" / "adapter" / name
+        ).read_bytes()
