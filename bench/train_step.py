@@ -2,11 +2,12 @@
 
     python bench/train_step.py [--prompt 1024] [--branch 128] [--branches 16] [--turns 5] [--result FILE]
 
-The same tiny Qwen3-VL, tokens, old and reference log-probabilities for all three; float32, text only. `group` is the
-compiled update of training (loss, gradient, AdamW). `rows` is the same update on ordinary causal rows, the prompt
-repeated in each. `torch` is the loss as TRL computes it (transformers' model, the last logits only, selective
-log-softmax, clipped objective with k3) and its backward pass, without an optimiser step. They take turns; medians are
-stated. Values of the three losses and of the first two gradients' norms are compared before anything is timed.
+The same tiny Qwen3-VL, tokens, old and reference log-probabilities for all; float32, text only. `group` is the compiled
+update of training (loss, gradient, AdamW). `rows` is the same update on ordinary causal rows, the prompt repeated in
+each; `single` too, with the attention of groups on rows of one branch. `torch` is the loss as TRL computes it
+(transformers' model, the last logits only, selective log-softmax, clipped objective with k3) and its backward pass,
+without an optimiser step. They take turns; medians are stated. Values of the losses, and norms of the gradients but
+torch's, are compared before anything is timed.
 """
 
 import argparse
@@ -77,13 +78,13 @@ def ordinary(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(batch, inputs=inputs, prompt_length=None, branch_bound=None)
 
 
-def jax_update(case: Case, subgroups: int) -> Callable[[], dict[str, float]]:
+def jax_update(case: Case, subgroups: int, plain: bool = False) -> Callable[[], dict[str, float]]:
     """A compiled update that starts from the same weights every time."""
     model = load_model(case.folder, dtype="float32")
     config = GRPOConfig(model="", output="", dtype="float32", remat=False, optimizer=OptimizerConfig(), loss=LOSS)
     learner = Learner.create(model, config, 10)
     batch, signals = case.batch(subgroups), case.signals(subgroups)
-    batch, signals = jax.device_put((batch if subgroups == 1 else ordinary(batch), signals))
+    batch, signals = jax.device_put((ordinary(batch) if plain else batch, signals))
 
     def update() -> dict[str, float]:
         state = learner.initial_state()
@@ -126,7 +127,9 @@ def torch_update(case: Case) -> Callable[[], dict[str, float]]:
 
 
 def measure(case: Case, turns: int, with_torch: bool) -> dict:
-    updates = {"group": jax_update(case, 1), "rows": jax_update(case, len(case.branches))}
+    count = len(case.branches)
+    updates = {"group": jax_update(case, 1), "rows": jax_update(case, count, plain=True)}
+    updates["single"] = jax_update(case, count)
     if with_torch:
         updates["torch"] = torch_update(case)
     first = {name: update() for name, update in updates.items()}  # compiles
