@@ -11,7 +11,7 @@ import numpy as np
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.errors import TrainingError
 from videoauto_jax.files import append_jsonl, write_json
-from videoauto_jax.train.rollout import Graded, ScoredGroups
+from videoauto_jax.train.rollout import Graded
 from videoauto_jax.train.step import NONFINITE_STREAK, Pairs
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,14 @@ def warn_about_equal_rewards(groups: Sequence[Graded], index: int) -> None:
         )
 
 
-def check_finite(update: Pairs, part: ScoredGroups, folder: Path, limit: int) -> None:
+def check_finite(update: Pairs, batch: object, ids: Sequence[str], folder: Path, limit: int) -> None:
     """Ends the run after `limit` updates in a row without a finite gradient, and saves the last of their batches.
+
+    Args:
+        update: metrics of an update.
+        batch: a pytree with everything the update saw.
+        ids: samples in it.
+        folder: of the run.
 
     Raises:
         TrainingError: names the folder with the batch.
@@ -61,12 +67,9 @@ def check_finite(update: Pairs, part: ScoredGroups, folder: Path, limit: int) ->
         return
     place = folder / "nonfinite"
     place.mkdir(exist_ok=True)
-    batch, signals = jax.device_get((part.batch, part.signals))
-    arrays = {"token_ids": batch.inputs.token_ids, "positions": batch.inputs.positions, "mask": batch.mask}
-    arrays |= {"segment_ids": batch.inputs.segment_ids, "targets": batch.targets, "place": batch.place}
-    arrays |= {name: value for name, value in vars(signals).items() if value is not None}
-    np.savez(place / "batch.npz", **arrays)
-    write_json(place / "samples.json", [group.item[1].id for group in part.groups])
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
+    np.savez(place / "batch.npz", **{jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves})
+    write_json(place / "samples.json", list(ids))
     raise TrainingError(
         f"{streak} updates in a row had no finite gradient; none of them was applied",
         where=f"the batch is in {place}",

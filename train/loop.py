@@ -79,7 +79,8 @@ class GRPOTrainer:
                 arguments = part.batch, part.features, part.signals, self.config.loss
                 state, update = self.learner.grpo_step(state, self.learner.frozen, *arguments)
                 metrics.add(update)
-                check_finite(update, part, self.folder, self.config.max_nonfinite)
+                ids = [group.item[1].id for group in part.groups]
+                check_finite(update, (part.batch, part.signals), ids, self.folder, self.config.max_nonfinite)
         for part in scored:
             metrics.add(rollout_metrics(part.groups))
         if index % self.config.sample_every == 0:

@@ -31,6 +31,7 @@ class RunConfig:
         seed: of data order and sampling.
         save_every: steps (SFT) or rounds (GRPO) between checkpoints.
         keep: newest checkpoints kept; the best one of held-out evaluation is kept besides.
+        max_nonfinite: updates in a row without a finite gradient after which the run stops and saves the batch.
         wandb: project of Weights & Biases to log to as well; needs the package wandb.
     """
 
@@ -46,6 +47,7 @@ class RunConfig:
     seed: int = 42
     save_every: int = 200
     keep: int = 1
+    max_nonfinite: int = 5
     wandb: str | None = None
 
     @property
@@ -156,7 +158,6 @@ class GRPOConfig(RunConfig):
         reward: how they are scored.
         holdout: evaluation while training.
         sample_every: rounds between two rollouts written to samples.jsonl.
-        max_nonfinite: updates in a row without a finite gradient after which the run stops and saves the batch.
     """
 
     rounds: int | None = None
@@ -175,7 +176,6 @@ class GRPOConfig(RunConfig):
     reward: RewardConfig = RewardConfig()
     holdout: HoldoutConfig = HoldoutConfig()
     sample_every: int = 10
-    max_nonfinite: int = 5
 
     @property
     def rows(self) -> int:

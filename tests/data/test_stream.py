@@ -145,6 +145,12 @@ def test_damage_everywhere_is_an_error(workers):
         next(source)
 
 
+def test_a_full_disk_ends_nothing(caplog):
+    source = stream(encoder=Encoder(bad=[0, 1, 2, 3]), skip_log="/dev/full")
+    assert len(take(source, 2)) == 2
+    assert "was not written to /dev/full: " in caplog.text and "No space left" in caplog.text
+
+
 def test_each_host_writes_its_own_log(tmp_path):
     for host in range(2):
         take(stream(encoder=Encoder(bad=[0, 1, 2, 3]), host=(host, 2), skip_log=tmp_path / "skipped.jsonl"), 2)

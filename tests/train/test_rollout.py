@@ -157,13 +157,12 @@ def test_operations_of_a_forward_pass():
 
 
 def test_gradients_that_stay_nonfinite_end_the_run_with_their_batch(tmp_path):
-    inputs = SimpleNamespace(token_ids=np.ones((2, 3)), positions=np.ones((3, 2, 3)), segment_ids=np.ones((2, 3)))
-    batch = SimpleNamespace(inputs=inputs, mask=np.ones((2, 1, 2)), targets=np.ones((2, 2)), place=np.ones((2, 1, 2)))
     signals = GroupSignals(jnp.ones((2, 1)), jnp.ones((2, 1), bool), jnp.full((2, 1, 2), jnp.nan))
-    part = SimpleNamespace(batch=batch, signals=signals, groups=[graded(3, [0.0]), graded(8, [0.0])])
-    check_finite({NONFINITE_STREAK: (jnp.int32(2), 1)}, part, tmp_path, 3)
+    part = ({"tokens": np.ones((2, 3))}, signals), ["toy/3", "toy/8"], tmp_path, 3
+    check_finite({NONFINITE_STREAK: (jnp.int32(2), 1)}, *part)
     assert not list(tmp_path.iterdir())
     with pytest.raises(TrainingError, match="3 updates in a row had no finite gradient.*learning_rate"):
-        check_finite({NONFINITE_STREAK: (jnp.int32(3), 1)}, part, tmp_path, 3)
-    assert np.isnan(np.load(tmp_path / "nonfinite" / "batch.npz")["sampling"]).all()
+        check_finite({NONFINITE_STREAK: (jnp.int32(3), 1)}, *part)
+    saved = np.load(tmp_path / "nonfinite" / "batch.npz")
+    assert set(saved) == {"0.tokens", "1.advantages", "1.counted", "1.sampling"} and np.isnan(saved["1.sampling"]).all()
     assert '"toy/8"' in (tmp_path / "nonfinite" / "samples.json").read_text()
