@@ -11,6 +11,7 @@ import jax
 from videoauto_jax.data.manifest import usable_samples
 from videoauto_jax.data.processor import Processor
 from videoauto_jax.data.stream import PromptStream
+from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
@@ -197,6 +198,7 @@ def train_grpo(
     Returns:
         Whether the run has ended; False if SIGTERM stopped it.
     """
+    refuse_processes("training")
     mesh = make_mesh(config.mesh)
     warn_about_rows(config, batch_shards(mesh))
     processor = config.data.processor(config.model)

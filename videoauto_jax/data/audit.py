@@ -80,7 +80,7 @@ class _Worker:
         self._start()
 
     def give(self, sample: Sample) -> None:
-        self.sample, self._since = sample, time.monotonic()
+        self.sample, self._since = sample, None
         self.pipe.send(sample)
 
     def take(self, timeout_s: float) -> Entry | None:
@@ -88,10 +88,14 @@ class _Worker:
         if self.sample is None:
             return None
         try:
-            if self.pipe.poll():
-                entry, self.sample = self.pipe.recv(), None
-                return entry
-            if self._process.is_alive() and time.monotonic() - self._since < timeout_s:
+            while self.pipe.poll():
+                entry = self.pipe.recv()
+                if entry is not None:
+                    self.sample = None
+                    return entry
+                self._since = time.monotonic()
+            # A process counts its time from when it has taken the sample: starting one may take longer than reading it.
+            if self._process.is_alive() and (self._since is None or time.monotonic() - self._since < timeout_s):
                 return None
             reason = f"it took longer than {timeout_s:g} s" if self._process.is_alive() else "its process died"
         except EOFError:
@@ -120,4 +124,5 @@ def _work(pipe: Connection, processor: Processor, examine: Callable) -> None:
             sample = pipe.recv()
         except EOFError:  # the parent is gone
             return
+        pipe.send(None)  # taken
         pipe.send(examine(sample, processor))
