@@ -81,11 +81,7 @@ def policy_loss(
     mask = counted_tokens(mask, counted)
     log_probs = _cleaned(log_probs, mask)
     old = jax.lax.stop_gradient(log_probs) if old is None else _constant(old, mask)
-    log_ratio = log_probs - old
-    if config.importance_sampling_level == "sequence":
-        log_ratio = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
-    objective, metrics = clipped_objective(log_ratio, jnp.asarray(advantages)[:, None], mask, config)
-    token_loss = -objective
+    token_loss, metrics = _policy_term(log_probs - old, jnp.asarray(advantages)[:, None], mask, config)
     if sampling is not None:
         weight, apart = _sampler_weights(old, _constant(sampling, mask), mask, config)
         token_loss, metrics = weight * token_loss, metrics | apart
@@ -119,6 +115,13 @@ def counted_tokens(mask: Bool[Array, "M R"], counted: Bool[Array, "M"] | None) -
     """Returns the tokens of the completions that take part."""
     mask = jnp.asarray(mask).astype(bool)
     return mask if counted is None else mask & jnp.asarray(counted, bool)[:, None]
+
+
+def _policy_term(log_ratio, advantages, mask, config: GRPOLossConfig) -> tuple[Float[Array, "M R|1"], Metrics]:
+    if config.importance_sampling_level == "sequence":
+        log_ratio = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    objective, metrics = clipped_objective(log_ratio, advantages, mask, config)
+    return -objective, metrics
 
 
 def _sampler_weights(old, sampling, mask, config: GRPOLossConfig) -> tuple[Float[Array, "M R"] | float, Metrics]:

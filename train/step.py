@@ -184,25 +184,12 @@ def _grpo_step(
     places: Places,
 ) -> tuple[TrainState, Pairs]:
     """One policy update on whole groups; `accumulate` parts of the rows give the loss and the gradient of the whole."""
-    normalizer = loss_normalizer(_flat(batch.mask), config, counted=signals.counted.reshape(-1))
+    normalizer = loss_normalizer(_flat(batch.mask), config, counted=_flat(signals.counted))
+    options = {"temperature": temperature, "remat": remat, "entropies": config.top_entropy_quantile < 1}
 
     def loss(trainable: nnx.State, batch: GroupBatch, signals: GroupSignals) -> tuple[Array, Pairs]:
-        model, wanted = nnx.merge(graph, trainable, frozen), config.top_entropy_quantile < 1
-        log_probs, entropies = branch_scores(
-            model, batch, features, temperature=temperature, remat=remat, entropies=wanted
-        )
-        return policy_loss(
-            _flat(log_probs),
-            _flat(signals.old),
-            _flat(signals.reference),
-            signals.advantages.reshape(-1),
-            _flat(batch.mask),
-            config,
-            sampling=_flat(signals.sampling),
-            counted=signals.counted.reshape(-1),
-            entropies=_flat(entropies),
-            normalizer=normalizer,
-        )
+        scores = branch_scores(nnx.merge(graph, trainable, frozen), batch, features, **options)
+        return _group_loss(*scores, batch, signals, config, normalizer)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
@@ -211,6 +198,29 @@ def _grpo_step(
         parts = microbatches(batch, accumulate), jax.tree.map(partial(deal_rows, count=accumulate), signals)
         value, metrics, gradients = _accumulated(partial(gradient, state.trainable), parts, state.trainable)
     return _apply(optimizer, state, gradients, {"loss": (value, jnp.ones(())), **metrics}, places)
+
+
+def _group_loss(
+    log_probs: Float[Array, "B G R"],
+    entropies: Float[Array, "B G R"] | None,
+    batch: GroupBatch,
+    signals: GroupSignals,
+    config: GRPOLossConfig,
+    normalizer: Float[Array, ""],
+) -> tuple[Array, Pairs]:
+    """`policy_loss` of branches that stand in groups."""
+    return policy_loss(
+        _flat(log_probs),
+        _flat(signals.old),
+        _flat(signals.reference),
+        _flat(signals.advantages),
+        _flat(batch.mask),
+        config,
+        sampling=_flat(signals.sampling),
+        counted=_flat(signals.counted),
+        entropies=_flat(entropies),
+        normalizer=normalizer,
+    )
 
 
 def _accumulated(gradient, parts: tuple, like: nnx.State) -> tuple[Array, Pairs, nnx.State]:
