@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flax import nnx
+from jax import Array
 from jax.typing import DTypeLike
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -34,6 +35,11 @@ class Projection(nnx.Einsum):
         super().__init__(
             equation, kernel_shape, bias_shape, dtype=dtype, param_dtype=param_dtype, kernel_init=init, rngs=rngs
         )
+
+    def __call__(self, x: Array) -> Array:
+        """The map, and what an adapter adds to it where one has been attached (`self.adapter`)."""
+        y, adapter = super().__call__(x), getattr(self, "adapter", None)
+        return y if adapter is None else y + adapter(x)
 
 
 def rms_norm(size: int, eps: float, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -44,6 +44,7 @@ _PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"deepstack_mergers/fc1/kernel", (None, "embed", "mlp")),
     (r"deepstack_mergers/fc2/kernel", (None, "mlp", "embed")),
     (r".*(norm\w*|bias)(/scale|/bias)?", ()),
+    (r".*/adapter/[ab]", ()),
 )
 
 

@@ -19,12 +19,13 @@ class Aggregation:
 
     Attributes:
         weights: mask -> weight of every token; masked tokens get 0.
-        normalizer: (mask, max_completion_length) -> divisor for the completions of that mask; additive over parts.
+        normalizer: (mask, max_completion_length, completions) -> divisor for the rows of that mask, of which
+            `completions` count; additive over parts.
         needs_length: the normaliser uses `max_completion_length`.
     """
 
     weights: Callable[[Bool[Array, "M R"]], Float[Array, "M R"]]
-    normalizer: Callable[[Bool[Array, "M R"], int | None], Float[Array, ""]]
+    normalizer: Callable[[Bool[Array, "M R"], int | None, Float[Array, ""]], Float[Array, ""]]
     needs_length: bool = False
 
 
@@ -39,18 +40,19 @@ def _per_completion(mask: Bool[Array, "M R"]) -> Float[Array, "M R"]:
     return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(jnp.float32)
 
 
-def _completions(mask: Bool[Array, "M R"], length: int | None) -> Float[Array, ""]:
-    del length
-    return jnp.float32(mask.shape[0])
+def _completions(mask: Bool[Array, "M R"], length: int | None, completions: Float[Array, ""]) -> Float[Array, ""]:
+    del mask, length
+    return completions
 
 
-def _tokens(mask: Bool[Array, "M R"], length: int | None) -> Float[Array, ""]:
-    del length
+def _tokens(mask: Bool[Array, "M R"], length: int | None, completions: Float[Array, ""]) -> Float[Array, ""]:
+    del length, completions
     return jnp.sum(mask, dtype=jnp.float32)
 
 
-def _slots(mask: Bool[Array, "M R"], length: int | None) -> Float[Array, ""]:
-    return jnp.float32(mask.shape[0] * length)
+def _slots(mask: Bool[Array, "M R"], length: int | None, completions: Float[Array, ""]) -> Float[Array, ""]:
+    del mask
+    return completions * length
 
 
 LOSS_TYPES.register("grpo")(Aggregation(_per_completion, _completions))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,6 +32,34 @@ class Bundle:
     def token_ids(self) -> Int[np.ndarray, "P"]:
         """Tokens of the prefix: what a bound on prompt length counts."""
         return self.prefix.token_ids
+
+
+def with_targets(samples: Sequence[Sample], target: Literal["response", "answer", "boxed"]) -> list[Sample]:
+    r"""The samples with what is to be learnt as their demonstration.
+
+    Args:
+        target: `response`: what the records bring; `answer`: the truth as text (upstream's supervised baseline);
+            `boxed`: in the form that the prompts ask for: `\boxed{A}`, `\boxed{[1.0, 2.5]}`, `\boxed{A <> [1.0, 2.5]}`.
+    """
+    if target == "response":
+        return list(samples)
+    texts = [_truth(sample) for sample in samples]
+    form = "{}" if target == "answer" else "\\boxed{{{}}}"
+    return [dataclasses.replace(sample, response=form.format(text)) for sample, text in zip(samples, texts)]
+
+
+def _truth(sample: Sample) -> str:
+    """The truth as text. Of several segments the first is taken."""
+    answer = sample.answer
+    if isinstance(answer, dict):
+        return f"{answer['answer']} <> {_interval(answer['segment'][0])}"
+    if isinstance(answer, list):
+        return _interval(answer[0] if isinstance(answer[0], list) else answer)
+    return str(answer)
+
+
+def _interval(segment: Sequence[float]) -> str:
+    return f"[{float(segment[0]):.1f}, {float(segment[1]):.1f}]"
 
 
 def make_bundles(samples: Sequence[Sample], size: int) -> list[Sample]:

@@ -7,6 +7,7 @@ learning, old, reference and policy passes all use these rows.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from videoauto_jax.data.collate import bucket
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
-from videoauto_jax.train.log_probs import selective_log_softmax
+from videoauto_jax.train.log_probs import selective_log_softmax, softmax_entropy
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +53,7 @@ def pack_groups(
     bound: int,
     count: int | None = None,
     lengths: Sequence[int] | None = None,
+    subgroups: int = 1,
 ) -> GroupBatch:
     """Packs branches behind their prompts, on the host.
 
@@ -62,11 +64,17 @@ def pack_groups(
         bound: `R`, at least the longest branch.
         count: `G`, at least the most branches of a prompt; by default exactly that.
         lengths: ladder of `X`; `data.collate.bucket`'s own without one.
+        subgroups: rows that each group is split over, for meshes with more data shards than a batch has prompts. A
+            prompt then stands in so many consecutive rows, each with its share of the branches, in their order.
     """
+    count = count or max(len(group) for group in branches)
+    if subgroups > 1:
+        prompts, next_positions = _repeated(prompts, subgroups), np.repeat(next_positions, subgroups)
+        count //= subgroups
+        branches = [group[start : start + count] for group in branches for start in range(0, subgroups * count, count)]
     rows = [_row(prompts, b, next_positions[b], branches[b]) for b in range(len(branches))]
     width = bucket(max(len(row["token_ids"]) for row in rows), lengths)
     packed = {name: np.stack([np.pad(row[name], (0, width - len(row[name]))) for row in rows]) for name in rows[0]}
-    count = count or max(len(group) for group in branches)
     place, mask = _places(branches, count, bound)
     inputs = ModelInputs(
         token_ids=np.concatenate([prompts.token_ids, packed["token_ids"]], 1),
@@ -77,6 +85,39 @@ def pack_groups(
     )
     length = prompts.token_ids.shape[1]
     return GroupBatch(inputs, packed["source"], packed["token_ids"], place, mask, length, bound)
+
+
+def _repeated(prompts: ModelInputs, times: int) -> ModelInputs:
+    """Every row so many times; packed patches stay what they are, the rows' indices into them too."""
+    again = lambda array, axis=0: np.repeat(array, times, axis)  # noqa: E731
+    token_ids, positions = again(prompts.token_ids), again(prompts.positions, 1)
+    return ModelInputs(token_ids, positions, again(prompts.segment_ids), again(prompts.vision_index), prompts.vision)
+
+
+def pack_branches_like(batch: GroupBatch, values: Sequence[Float[np.ndarray, "R"]]) -> Float[np.ndarray, "B G R"]:
+    """Numbers per branch token, as `batch.mask` has them and 0 elsewhere, from one array per branch in their order."""
+    padded = np.zeros(batch.mask.shape, np.float32)
+    padded[batch.mask] = np.concatenate(values)
+    return padded
+
+
+def microbatches(batch: GroupBatch, count: int) -> GroupBatch:
+    """Rows dealt out in turn to `count` batches along a new first axis, to be scanned; none holds patches."""
+    deal = partial(deal_rows, count=count)
+    inputs = batch.inputs
+    positions = deal_rows(inputs.positions, count, axis=1)
+    dealt = ModelInputs(deal(inputs.token_ids), positions, deal(inputs.segment_ids), deal(inputs.vision_index), None)
+    arrays = map(deal, (batch.source, batch.targets, batch.place, batch.mask))
+    return GroupBatch(dealt, *arrays, batch.prompt_length, batch.branch_bound)
+
+
+def deal_rows(array: Array, count: int, axis: int = 0) -> Array:
+    """Splits the row axis into rows of `count` batches; the batch axis becomes the first.
+
+    In turn rather than in blocks: where the rows are split over devices, each keeps its share of every batch.
+    """
+    size = array.shape[axis]
+    return jnp.moveaxis(array.reshape(*array.shape[:axis], size // count, count, *array.shape[axis + 1 :]), axis + 1, 0)
 
 
 def _row(prompts: ModelInputs, row: int, position: int, branches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -115,6 +156,20 @@ def branch_log_probs(
     remat: bool = False,
     chunk: int = 256,
 ) -> Float[Array, "B G R"]:
+    """float32 log-probabilities of every branch token, see `branch_scores`."""
+    return branch_scores(model, batch, features, temperature=temperature, remat=remat, chunk=chunk)[0]
+
+
+def branch_scores(
+    model: QwenVL,
+    batch: GroupBatch,
+    features: VisionFeatures | None = None,
+    *,
+    temperature: float = 1.0,
+    remat: bool = False,
+    chunk: int = 256,
+    entropies: bool = False,
+) -> tuple[Float[Array, "B G R"], Float[Array, "B G R"] | None]:
     """float32 log-probabilities of every branch token, 0 where there is none; `[T, V]` logits never exist.
 
     Args:
@@ -124,6 +179,7 @@ def branch_log_probs(
         temperature: divides the logits, as in the rollout (upstream §4.4).
         remat: recompute activations in the backward pass.
         chunk: branch slots whose logits exist at once.
+        entropies: give the entropy of the distribution at every token too; no gradient flows through it.
     """
     hidden = model.hidden(
         batch.inputs, features, prompt_length=batch.prompt_length, branch_bound=batch.branch_bound, remat=remat
@@ -131,17 +187,21 @@ def branch_log_probs(
     hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
 
     @jax.checkpoint
-    def score(piece: tuple[Array, Array]) -> Float[Array, "B C"]:
+    def score(piece: tuple[Array, Array]) -> tuple[Float[Array, "B C"], ...]:
         states, targets = piece
-        return selective_log_softmax(model.logits(states), targets, temperature=temperature)
+        logits = model.logits(states)
+        log_probs = selective_log_softmax(logits, targets, temperature=temperature)
+        return (log_probs, softmax_entropy(logits, temperature=temperature)) if entropies else (log_probs,)
 
-    scores = _by_chunks(score, (hidden, batch.targets), chunk)
-    rows = len(scores)
-    spread = jnp.take_along_axis(scores, batch.place.reshape(rows, -1), axis=1).reshape(batch.place.shape)
-    return jnp.where(batch.mask, spread, 0.0)
+    def spread(scores: Float[Array, "B X"]) -> Float[Array, "B G R"]:
+        taken = jnp.take_along_axis(scores, batch.place.reshape(len(scores), -1), axis=1)
+        return jnp.where(batch.mask, taken.reshape(batch.place.shape), 0.0)
+
+    scores = [spread(values) for values in _by_chunks(score, (hidden, batch.targets), chunk)]
+    return scores[0], scores[1] if entropies else None
 
 
-def _by_chunks(score: Callable, arrays: tuple[Array, ...], chunk: int) -> Float[Array, "B X"]:
+def _by_chunks(score: Callable, arrays: tuple[Array, ...], chunk: int) -> tuple[Float[Array, "B X"], ...]:
     """Applies `score` to slices of at most `chunk` slots, one after the other."""
     rows, slots = arrays[0].shape[:2]
     size = min(chunk, slots)
@@ -151,4 +211,4 @@ def _by_chunks(score: Callable, arrays: tuple[Array, ...], chunk: int) -> Float[
         return jnp.moveaxis(padded.reshape(rows, -1, size, *x.shape[2:]), 1, 0)
 
     scores = jax.lax.map(score, tuple(map(split, arrays)))
-    return jnp.moveaxis(scores, 0, 1).reshape(rows, -1)[:, :slots]
+    return tuple(jnp.moveaxis(values, 0, 1).reshape(rows, -1)[:, :slots] for values in scores)

@@ -16,3 +16,10 @@ def selective_log_softmax(
     scaled = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
     chosen = jnp.take_along_axis(scaled, jnp.asarray(index)[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def softmax_entropy(logits: Float[Array, "*batch V"], *, temperature: float = 1.0) -> Float[Array, "*batch"]:
+    """Returns the entropy of softmax(logits / temperature) in nats, float32; a constant to differentiation."""
+    scaled = jax.lax.stop_gradient(jnp.asarray(logits)).astype(jnp.float32) / temperature
+    log_probs = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)

@@ -20,6 +20,8 @@ class GRPOLossConfig:
         epsilon_high: the ratio is held below 1 + epsilon_high (clip-higher, DAPO, arXiv 2503.14476); None: epsilon.
         delta: dual clip: bound on the ratio of branches worse than their group (arXiv 1912.09729); None is off.
         top_entropy_quantile: share of tokens, highest entropy first, that carry the policy term (arXiv 2506.01939).
+        truncated_importance: cap of the weight old / sampling that corrects for a sampler whose log-probabilities are
+            not quite the trainer's (the truncation of IMPALA, arXiv 1802.01561); None is off.
         max_completion_length: tokens a completion may have; the constant divisor of dr_grpo.
 
     Raises:
@@ -34,6 +36,7 @@ class GRPOLossConfig:
     epsilon_high: float | None = None
     delta: float | None = None
     top_entropy_quantile: float = 1.0
+    truncated_importance: float | None = None
     max_completion_length: int | None = None
 
     def __post_init__(self):
@@ -48,6 +51,8 @@ class GRPOLossConfig:
         _require(0 <= self.epsilon < 1, "epsilon", self.epsilon, "in [0, 1)")
         _require(self.upper >= 1, "epsilon_high", self.epsilon_high, "at least 0")
         _require(self.delta is None or self.delta > self.upper, "delta", self.delta, "above 1 + epsilon_high")
+        cap = self.truncated_importance
+        _require(cap is None or cap > 0, "truncated_importance", cap, "above 0")
         _require(0 < self.top_entropy_quantile <= 1, "top_entropy_quantile", self.top_entropy_quantile, "in (0, 1]")
 
     @property

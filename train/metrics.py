@@ -14,7 +14,7 @@ import rich
 from rich.console import Console
 
 from videoauto_jax.errors import UsageError
-from videoauto_jax.train.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
+from videoauto_jax.train.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, WandbWriter
 
 Pairs = dict[str, tuple[object, object]]
 
@@ -85,7 +85,13 @@ class MetricsLogger:
     """
 
     def __init__(
-        self, folder: str | Path, tensorboard: bool = True, *, lines: bool = True, console: Console | None = None
+        self,
+        folder: str | Path,
+        tensorboard: bool = True,
+        *,
+        lines: bool = True,
+        console: Console | None = None,
+        wandb: str | None = None,
     ):
         """Opens the writers; an existing `metrics.jsonl` is continued.
 
@@ -93,13 +99,16 @@ class MetricsLogger:
             folder: of the run; made if missing.
             lines: print a line for every step.
             console: of the progress display, if the run has one.
+            wandb: project of Weights & Biases to log to as well.
 
         Raises:
-            UsageError: the folder cannot be written.
+            UsageError: the folder cannot be written, or the package wandb is missing.
         """
         self._console = console or rich.get_console()
         printed = self._console if lines else None
         self._writers = _writers(Path(folder), tensorboard, printed) if jax.process_index() == 0 else []
+        if wandb is not None and self._writers:
+            self._writers.append(WandbWriter(Path(folder), wandb))
         self._failing: set[str] = set()
 
     def log(self, step: int, metrics: "Mapping | Metrics") -> None:
@@ -112,6 +121,10 @@ class MetricsLogger:
         """Forgets what was logged after `step`, the step just restored, so that no step appears twice."""
         for writer in self._writers:
             writer.rewind(step)
+
+    def complain(self, text: str) -> None:
+        """Prints a line that must not be overlooked."""
+        self._console.print(text, style="bold red", markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flushes and closes every writer."""
@@ -131,7 +144,7 @@ class MetricsLogger:
             self._failing.discard(name)
         except OSError as error:
             if name not in self._failing:
-                self._console.print(f"metrics of step {step} were not written: {error}", style="bold red", markup=False)
+                self.complain(f"metrics of step {step} were not written: {error}")
             self._failing.add(name)
 
 

@@ -1,4 +1,4 @@
-"""The optimiser of a run: AdamW with float32 state, clipped by global norm, that never applies a non-finite step."""
+"""The optimiser of a run: AdamW, Adafactor or Muon, clipped by global norm, that never applies a non-finite step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import optax
 
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.train.guard import grad_norm, guard, nonfinite_count, nonfinite_streak, step_count
+from videoauto_jax.train.moments import MomentType, scale_by_small_adam
 from videoauto_jax.train.parameters import TrainableConfig, decays, matrix_axes
 from videoauto_jax.train.registry import Registry
 
@@ -35,6 +36,8 @@ class OptimizerConfig:
         schedule: after the warm-up: constant, linear (to 0) or cosine (to 0).
         warmup_steps: the rate rises linearly from 0; as in transformers the very first step then has rate 0.
         b1, b2, eps: of Adam.
+        moments: how AdamW keeps its two moments: float32 (8 bytes per parameter), bfloat16 (4) or int8 (2).
+        factored_decay: kind adafactor: exponent of the decay of its second moment, 1 - step ** -factored_decay.
         adam_ratio: kind muon: the rate of embeddings, head, norms and biases as a fraction of `learning_rate`.
         weight_decay: decoupled, times the learning rate; norms and biases do not decay.
         max_grad_norm: global norm that gradients are scaled down to; 0 is off.
@@ -51,6 +54,8 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    moments: MomentType = "float32"
+    factored_decay: float = 0.8
     adam_ratio: float = 0.15
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -81,9 +86,25 @@ OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("op
 
 @OPTIMIZERS.register("adamw")
 def _adamw(config: OptimizerConfig, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
-    )
+    if config.moments == "float32":
+        adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    else:
+        adam = scale_by_small_adam(config.b1, config.b2, config.eps, config.moments)
+    return optax.chain(adam, *_decayed_rate(config, schedule, mask))
+
+
+@OPTIMIZERS.register("adafactor")
+def _adafactor(config: OptimizerConfig, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) without momentum and without scaling by the parameters: state of a matrix's border.
+
+    Updates are clipped to a root-mean-square of 1, as the paper does; decay is decoupled as AdamW's.
+    """
+    factored = optax.scale_by_factored_rms(decay_rate=config.factored_decay)
+    return optax.chain(factored, optax.clip_by_block_rms(1.0), *_decayed_rate(config, schedule, mask))
+
+
+def _decayed_rate(config: OptimizerConfig, schedule: optax.Schedule, mask) -> tuple:
+    return optax.add_decayed_weights(config.weight_decay, mask), optax.scale_by_learning_rate(schedule)
 
 
 @OPTIMIZERS.register("muon")
@@ -128,9 +149,9 @@ def make_optimizer(config: OptimizerConfig, params, total_steps: int) -> optax.G
         total_steps: optimiser steps of the run, for the schedule. A skipped step does not advance it.
 
     Returns:
-        A transformation whose state and updates are float32 whatever the type of parameters and gradients, and whose
-        counters are read by `step_count`, `nonfinite_count`, `nonfinite_streak` and `grad_norm`. Parameters should be
-        float32 too: in bfloat16 an update below 1/512 of a weight is lost.
+        A transformation whose updates, and state unless `moments` says otherwise, are float32 whatever the type of
+        parameters and gradients, and whose counters are read by `step_count`, `nonfinite_count`, `nonfinite_streak`
+        and `grad_norm`. Parameters should be float32 too: in bfloat16 an update below 1/512 of a weight is lost.
 
     Raises:
         ConfigError: the warm-up fills the whole run.

@@ -1,30 +1,67 @@
-"""From prompts to scored groups: features, branches, rewards, advantages, group rows."""
+"""From prompts to groups: features, branches, rewards, advantages, group rows."""
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
+from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.vision import VisionFeatures
-from videoauto_jax.protocol.grammar import is_fallback
 from videoauto_jax.rewards import RewardPool, Rewards, total
 from videoauto_jax.sampling.answer import Answer
 from videoauto_jax.sampling.sampler import Sampler
 from videoauto_jax.sharding import place_inputs, place_rows
-from videoauto_jax.train.groups import GroupBatch, pack_groups
-from videoauto_jax.train.grpo import group_advantages
-from videoauto_jax.train.recipe import GRPOConfig
-from videoauto_jax.train.step import encode_vision
+from videoauto_jax.train.groups import GroupBatch, pack_branches_like, pack_groups
+from videoauto_jax.train.grpo import group_advantages, zero_variance_groups
+from videoauto_jax.train.recipe import GRPOConfig, RewardConfig
+from videoauto_jax.train.step import GroupSignals, encode_vision
 
 Item = tuple[int, Sample, Encoded]
 
-GATE = 0.97
-"""Confidence below which the metric `think_ratio` counts a branch as one that would think (the paper's threshold)."""
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of one optimiser step, padded, and their features.
+
+    Attributes:
+        samples, encoded: one per prompt.
+        host: the batch on the host.
+        placed: the same on the mesh.
+        features: the frozen tower's features, computed once for rollout and every later pass; None without visuals.
+    """
+
+    samples: list[Sample]
+    encoded: list[Encoded]
+    host: ModelInputs
+    placed: ModelInputs
+    features: VisionFeatures | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """The branches of one prompt.
+
+    Attributes:
+        item: index, sample and encoded prompt.
+        answers: `G` branches.
+        rewards: of each branch.
+        totals: weighted rewards, the over-long penalty included.
+    """
+
+    item: Item
+    answers: list[Answer]
+    rewards: list[Rewards]
+    totals: Float[np.ndarray, "G"]
+
+    @property
+    def teaches(self) -> bool:
+        """Whether two branches have different rewards."""
+        return not bool(zero_variance_groups(self.totals, len(self.totals))[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,96 +69,88 @@ class ScoredGroups:
     """The groups of one optimiser step.
 
     Attributes:
-        samples: one per prompt.
-        answers: `G` per prompt.
-        rewards: of each branch.
-        totals: weighted rewards.
-        advantages: relative to the branch's group.
+        groups: the branches of every prompt.
         batch: the group rows, on the mesh; `inputs.vision` is left out, `features` replace it.
-        features: the frozen tower's features, computed once for rollout and every later pass.
+        signals: what the loss knows about the branches, on the mesh.
+        features: the frozen tower's features.
     """
 
-    samples: list[Sample]
-    answers: list[list[Answer]]
-    rewards: list[list[Rewards]]
-    totals: Float[np.ndarray, "B G"]
-    advantages: Float[np.ndarray, "B G"]
+    groups: list[Graded]
     batch: GroupBatch
+    signals: GroupSignals
     features: VisionFeatures | None
 
 
-def roll_out(
-    sampler: Sampler, processor: Processor, pool: RewardPool, items: Sequence[Item], config: GRPOConfig, mesh, seed: int
-) -> ScoredGroups:
-    """Writes and scores the groups of one optimiser step.
-
-    Args:
-        sampler: holds the current weights.
-        processor: pads the prompts.
-        pool: grades answers.
-        items: index, sample and encoded prompt of each group.
-        config: the recipe.
-        mesh: where arrays go.
-        seed: of this round's sampling.
-    """
-    samples, prompts = [sample for _, sample, _ in items], [encoded for _, _, encoded in items]
-    host = processor.collate(prompts, lengths=config.data.prompt_lengths, patches=config.data.patch_counts)
+def prepare(items: Sequence[Item], model, processor: Processor, config: GRPOConfig, mesh) -> Prompts:
+    """Pads the prompts of one optimiser step and runs the frozen vision tower."""
+    samples, encoded = [sample for _, sample, _ in items], [prompt for _, _, prompt in items]
+    host = processor.collate(encoded, lengths=config.data.prompt_lengths, patches=config.data.patch_counts)
     placed = place_inputs(host, mesh)
-    features = None if placed.vision is None else encode_vision(sampler.model, placed.vision)
-    answers = sampler.generate(prompts, config.rollout.branches, inputs=placed, features=features, seed=seed)
-    rewards = _score(pool, samples, answers, config)
-    totals = np.array([[total(reward, config.reward.weights) for reward in group] for group in rewards], np.float32)
-    advantages = group_advantages(totals.reshape(-1), totals.shape[1], kind=config.advantage)
-    batch = pack_groups(
-        dataclasses.replace(host, vision=None),
-        [prompt.next_position for prompt in prompts],
-        [[answer.token_ids for answer in group] for group in answers],
-        bound=config.rollout.max_new_tokens,
-        count=config.rollout.branches,
+    features = None if placed.vision is None else encode_vision(model, placed.vision)
+    return Prompts(samples, encoded, host, placed, features)
+
+
+def write(sampler: Sampler, prompts: Prompts, branches: int, seed: int) -> list[list[Answer]]:
+    """The branches of prepared prompts."""
+    inputs, features = prompts.placed, prompts.features
+    return sampler.generate(prompts.encoded, branches, inputs=inputs, features=features, seed=seed)
+
+
+def grade_groups(
+    pool: RewardPool, items: Sequence[Item], answers: Sequence[list[Answer]], config: GRPOConfig
+) -> list[Graded]:
+    """Scores branches. Uses no device, so it may run while the next branches are being written."""
+    reward = config.reward
+    truths = [(sample.answer, sample.problem_type) for _, sample, _ in items]
+    triples = [(answer.text, *truth) for truth, group in zip(truths, answers) for answer in group]
+    scored = iter(pool.score_many(triples, profile=reward.profile, form=reward.form))
+    graded = []
+    for item, group in zip(items, answers):
+        rewards = list(itertools.islice(scored, len(group)))
+        penalties = [overlong_penalty(len(a.token_ids), config.rollout.max_new_tokens, reward) for a in group]
+        totals = [total(reward_of, reward.weights) - penalty for reward_of, penalty in zip(rewards, penalties)]
+        graded.append(Graded(item, group, rewards, np.array(totals, np.float32)))
+    return graded
+
+
+def overlong_penalty(tokens: int, limit: int, config: RewardConfig) -> float:
+    """What a branch of so many tokens loses (DAPO, arXiv 2503.14476, eq. 13): 0 before the buffer, all at its end."""
+    if not config.overlong_buffer:
+        return 0.0
+    over = tokens - (limit - config.overlong_buffer)
+    return config.overlong_penalty * min(max(over / config.overlong_buffer, 0.0), 1.0)
+
+
+def counted_branches(group: Graded, config: GRPOConfig) -> Bool[np.ndarray, "G"]:
+    """Which branches take part in the loss."""
+    whole = np.array([answer.finish_reason != "length" for answer in group.answers])
+    if config.dynamic_sampling != "off" and not group.teaches:
+        return np.zeros_like(whole)
+    return whole if config.mask_truncated else np.ones_like(whole)
+
+
+def pack(groups: list[Graded], prompts: Prompts, config: GRPOConfig, mesh) -> ScoredGroups:
+    """Group rows and signals of the groups of one optimiser step, on the mesh; old and reference are still missing."""
+    rollout = config.rollout
+    host = pack_groups(
+        dataclasses.replace(prompts.host, vision=None),
+        [prompt.next_position for prompt in prompts.encoded],
+        [[answer.token_ids for answer in group.answers] for group in groups],
+        bound=rollout.max_new_tokens,
+        count=rollout.branches,
         lengths=config.data.branch_lengths,
+        subgroups=config.subgroups,
     )
-    advantages = np.asarray(advantages).reshape(totals.shape)
-    return ScoredGroups(samples, answers, rewards, totals, advantages, place_groups(batch, mesh), features)
+    totals = np.concatenate([group.totals for group in groups])
+    advantages = np.asarray(group_advantages(totals, rollout.branches, kind=config.advantage))
+    counted = np.concatenate([counted_branches(group, config) for group in groups])
+    sampling = pack_branches_like(host, [a.sampling_logprobs for group in groups for a in group.answers])
+    shape = host.mask.shape[:2]
+    arrays = place_rows((advantages.reshape(shape), counted.reshape(shape), sampling), mesh)
+    return ScoredGroups(groups, place_groups(host, mesh), GroupSignals(*arrays), prompts.features)
 
 
 def place_groups(batch: GroupBatch, mesh) -> GroupBatch:
     """Group rows onto the mesh."""
     rows = place_rows((batch.source, batch.targets, batch.place, batch.mask), mesh)
     return GroupBatch(place_inputs(batch.inputs, mesh), *rows, batch.prompt_length, batch.branch_bound)
-
-
-def _score(
-    pool: RewardPool, samples: list[Sample], answers: list[list[Answer]], config: GRPOConfig
-) -> list[list[Rewards]]:
-    triples = [
-        (answer.text, sample.answer, sample.problem_type) for sample, group in zip(samples, answers) for answer in group
-    ]
-    scored = iter(pool.score_many(triples, profile=config.reward.profile))
-    return [list(itertools.islice(scored, len(group))) for group in answers]
-
-
-def rollout_metrics(groups: ScoredGroups) -> dict[str, tuple[float, float]]:
-    """Metrics of written and scored branches as (sum, count) pairs, named as upstream's (§4.6) where it has them."""
-    answers = [answer for group in groups.answers for answer in group]
-    rewards = np.array([reward for group in groups.rewards for reward in group], np.float64)
-    lengths = [len(answer.token_ids) for answer in answers]
-    count = len(answers)
-    deviations = groups.totals.std(axis=1)
-    pair = lambda values: (float(np.sum(values)), count)  # noqa: E731
-    confidences = [answer.confidence for answer in answers if answer.confidence >= 0]
-    return {
-        "reward": pair(groups.totals),
-        "reward_std": (float(deviations.sum()), len(deviations)),
-        "frac_reward_zero_std": (float(np.sum(deviations == 0)), len(deviations)),
-        "rewards/accuracy_twice_boxed_reward1": pair(rewards[:, 0]),
-        "rewards/accuracy_twice_boxed_reward2": pair(rewards[:, 1]),
-        "rewards/format_twice_boxed_reward": pair(rewards[:, 2]),
-        "completions/mean_length": pair(lengths),
-        "completions/min_length": (float(min(lengths)), 1),
-        "completions/max_length": (float(max(lengths)), 1),
-        "completions/clipped_ratio": pair([answer.finish_reason == "length" for answer in answers]),
-        "fallback_ratio": pair([is_fallback(answer.first_answer) for answer in answers]),
-        "confidence": (float(sum(confidences)), len(confidences)),
-        "think_ratio": pair([answer.confidence < GATE for answer in answers]),
-        "nan_branches": (float(sum(answer.finish_reason == "nan" for answer in answers)), 1),
-    }

@@ -4,6 +4,7 @@ config.yaml     the recipe, written first; the same recipe continues, another on
 checkpoints/    Orbax: trainable parameters, optimiser state, position in the data
 metrics.jsonl   one line per step; lines after the restored step are dropped
 model/          HF folder, written when the run has ended
+adapter/        with LoRA: the adapters alone, as the peft library reads them
 """
 
 from collections.abc import Callable
@@ -15,12 +16,16 @@ import jax
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.stream import PromptStream
+from videoauto_jax.errors import CheckpointError
 from videoauto_jax.files import claim_folder
 from videoauto_jax.models.hf import save_model
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.train.lora import merge_adapters, save_adapters
 from videoauto_jax.train.metrics import MetricsLogger
 from videoauto_jax.train.recipe import RunConfig
+from videoauto_jax.train.rollout_metrics import SCORE
 from videoauto_jax.train.step import Learner, TrainState
+from videoauto_jax.train.stopping import Stopped, StopRequest
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after every step with steps done, steps in all, and the step's metrics."""
@@ -43,24 +48,37 @@ class Run:
         recipe = dump_config(config)
         self.config = config
         self.folder = claim_folder(config.output, recipe, holds="a run of another recipe", fix=fix, force=force)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep)
-        self.logger = MetricsLogger(self.folder, lines=lines)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep, best="score")
+        self.logger = MetricsLogger(self.folder, lines=lines, wandb=config.wandb)
 
-    def restore(self, state: TrainState, stream: PromptStream) -> tuple[TrainState, int]:
-        """The newest checkpoint, or `state` and 0 if there is none. The stream and the metrics go back with it."""
+    def restore(self, state: TrainState, trainer: "Trainer") -> tuple[TrainState, int]:
+        """The newest checkpoint, or `state` and 0 if there is none. Stream, counters and metrics go back with it."""
         step = self.checkpoints.latest()
         if step is None:
             self.logger.rewind(0)
             return state, 0
         restored, facts = self.checkpoints.restore(step, like=state)
-        stream.restore(facts["data"])
+        trainer.stream.restore(facts["data"])
+        trainer.counters.update(facts["counters"])
         self.logger.rewind(step)
         return restored, step
 
-    def save(self, step: int, state: TrainState, position: dict) -> None:
-        """Saves in the background; the state may be donated afterwards. `position` is the stream's at this step."""
-        if self.checkpoints.latest() != step:
-            self.checkpoints.save(step, state, {"data": position})
+    def save(self, step: int, state: TrainState, facts: dict) -> bool:
+        """Saves in the background; the state may be donated afterwards. Returns whether the save has begun.
+
+        A save that fails is reported on the console and ends nothing: the next one may find space again.
+
+        Args:
+            facts: position in the data and counters at this step, and a score if the state has been evaluated.
+        """
+        for _ in range(2):  # the first complaint may be about the save before this one
+            try:
+                if self.checkpoints.latest() != step:
+                    self.checkpoints.save(step, state, facts)
+                return True
+            except CheckpointError as error:
+                self.logger.complain(f"NOT SAVED, training goes on: {error}")
+        return False
 
     @property
     def model_folder(self) -> Path:
@@ -69,6 +87,9 @@ class Run:
 
     def export(self, model: QwenVL) -> None:
         """Writes the trained model as an HF folder; `config.json` comes last and says that it is whole."""
+        if self.config.lora is not None:
+            save_adapters(model, self.config.lora, self.folder / "adapter", base=self.config.model)
+            merge_adapters(model, self.config.lora)
         save_model(model, self.model_folder, like=self.config.model)
 
     def finished(self) -> bool:
@@ -88,44 +109,70 @@ class Run:
 
 
 class Trainer(Protocol):
-    """What `train_run` drives: one unit of work between two possible checkpoints."""
+    """What `train_run` drives: one unit of work between two possible checkpoints.
+
+    Attributes:
+        counters: JSON numbers that a checkpoint keeps, such as tokens seen.
+        stop: checked by `step` wherever the state is still that of its beginning.
+    """
 
     total: int
     mesh: jax.sharding.Mesh
     learner: Learner
     stream: PromptStream
+    counters: dict[str, float]
+    stop: StopRequest
 
     def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         """Does unit number `index`; returns the new state and the unit's metrics."""
 
+    def evaluate(self, state: TrainState, done: int) -> dict[str, Any]:
+        """Metrics of held-out samples if the unit is one after which to evaluate, else none."""
 
-def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> None:
+
+def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> bool:
     """Takes a run from its newest checkpoint to its end, and writes the trained model.
 
-    A checkpoint is written every `save_every` units, at the end, and when the run is interrupted: what a second start
-    then does is exactly what an uninterrupted run would have done.
+    A checkpoint is written every `save_every` units, with every evaluation, at the end, and when the run is
+    interrupted: what a second start then does is exactly what an uninterrupted run would have done.
+
+    Returns:
+        Whether the run has ended; False if SIGTERM stopped it.
     """
-    learner, stream = trainer.learner, trainer.stream
-    state, done = run.restore(learner.initial_state(), stream)
-    saved, position = done, stream.state()
+    state, done = run.restore(trainer.learner.initial_state(), trainer)
+    saved, facts = done, _facts(trainer)
     try:
-        while done < trainer.total:
-            with jax.set_mesh(trainer.mesh):  # without it no activation would be kept on the batch axes
-                state, metrics = trainer.step(state, done)
-            # Taken here: an interrupted unit has drawn prompts that a second start has to draw again.
-            done, position = done + 1, stream.state()
-            run.logger.log(done, metrics)
-            if progress is not None:
-                progress(done, trainer.total, metrics)
-            if done % run.config.save_every == 0 or done == trainer.total:
-                run.save(done, state, position)
-                saved = done
+        with trainer.stop:
+            while done < trainer.total and not trainer.stop.requested:
+                with jax.set_mesh(trainer.mesh):  # without it no activation would be kept on the batch axes
+                    state, metrics = trainer.step(state, done)
+                    evaluated = trainer.evaluate(state, done + 1)
+                # Taken here: an interrupted unit has drawn prompts that a second start has to draw again.
+                done, facts = done + 1, _facts(trainer, evaluated)
+                run.logger.log(done, {**metrics, **evaluated})
+                if progress is not None:
+                    progress(done, trainer.total, metrics)
+                if done % run.config.save_every == 0 or done == trainer.total or evaluated:
+                    saved = done if run.save(done, state, facts) else saved
+    except Stopped:
+        pass
     finally:
-        stream.close()
+        trainer.stream.close()
         if done > saved and not _donated(state):
-            run.save(done, state, position)
+            run.save(done, state, facts)
         run.checkpoints.wait()
-    run.export(learner.model(state.trainable))
+    if done == trainer.total:
+        run.export(trainer.learner.model(state.trainable))
+    return done == trainer.total
+
+
+def _facts(trainer: Trainer, evaluated: dict | None = None) -> dict:
+    """What a checkpoint says besides its arrays."""
+    facts = {"data": trainer.stream.state(), "counters": dict(trainer.counters)}
+    if evaluated:
+        total, count = evaluated[SCORE]
+        facts["score"] = float(total / count)
+    return facts
 
 
 def _donated(state: TrainState) -> bool:

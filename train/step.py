@@ -1,27 +1,30 @@
 """The compiled steps: weights, optimiser and group rows in, new weights and metrics out."""
 
 import dataclasses
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from videoauto_jax.models.inputs import VisionInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
-from videoauto_jax.train.groups import GroupBatch, branch_log_probs
-from videoauto_jax.train.grpo import GRPOLossConfig, policy_loss
-from videoauto_jax.train.guard import grad_norm
+from videoauto_jax.train.groups import GroupBatch, branch_log_probs, branch_scores, deal_rows, microbatches
+from videoauto_jax.train.grpo import GRPOLossConfig, loss_normalizer, policy_loss
+from videoauto_jax.train.guard import grad_norm, nonfinite_streak
+from videoauto_jax.train.lora import attach_adapters
+from videoauto_jax.train.metrics import merge
 from videoauto_jax.train.optimizer import make_optimizer
-from videoauto_jax.train.parameters import TrainableConfig
 from videoauto_jax.train.recipe import RunConfig
 
 Pairs = dict[str, tuple[Array, Array]]
 Places = tuple[NamedSharding | None, ...]
+NONFINITE_STREAK = "nonfinite_streak_max"
+"""Metric: updates in a row, up to this one, whose gradient was not finite."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +41,26 @@ class TrainState:
     opt_state: optax.OptState
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupSignals:
+    """What the policy loss knows about the branches of group rows, besides their tokens.
+
+    Attributes:
+        advantages: of each branch.
+        counted: branches that take part in the loss.
+        sampling: log-probabilities that the sampler drew the tokens with.
+        old: log-probabilities under the weights that wrote the branches; None if those are the weights being trained.
+        reference: log-probabilities under the reference; None without a KL term.
+    """
+
+    advantages: Float[Array, "B G"]
+    counted: Bool[Array, "B G"]
+    sampling: Float[Array, "B G R"]
+    old: Float[Array, "B G R"] | None = None
+    reference: Float[Array, "B G R"] | None = None
+
+
 class Learner:
     """One model being trained: which parameters train, how, and the compiled passes over group rows.
 
@@ -47,27 +70,32 @@ class Learner:
         optimizer: the update rule.
         temperature: divides the logits of all log-probabilities, as in the rollout.
         remat: recompute activations in the backward pass.
+        accumulate: parts that the rows of a policy update are cut into, to be differentiated one after the other.
     """
 
     def __init__(
         self,
         model: QwenVL,
-        trainable: TrainableConfig,
+        trainable: nnx.filterlib.Filter,
         optimizer: optax.GradientTransformation,
         *,
         temperature: float = 1.0,
         remat: bool = False,
+        accumulate: int = 1,
     ):
         self.graph, self.initial, self.frozen = nnx.split(model, trainable, ...)
-        self.optimizer, self.temperature, self.remat = optimizer, temperature, remat
+        self.optimizer, self.temperature, self.remat, self.accumulate = optimizer, temperature, remat, accumulate
         self.log_probs = partial(_log_probs, self.graph, temperature=temperature, remat=remat)
 
     @classmethod
     def create(cls, model: QwenVL, config: RunConfig, total_steps: int, *, temperature: float = 1.0) -> "Learner":
-        """The learner of a recipe."""
-        _, trainable, _ = nnx.split(model, config.trainable, ...)
+        """The learner of a recipe; with LoRA, adapters are attached to the model."""
+        if config.lora is not None:
+            attach_adapters(model, config.lora, config.seed)
+        _, trainable, _ = nnx.split(model, config.trains, ...)
         optimizer = make_optimizer(config.optimizer, trainable, total_steps)
-        return cls(model, config.trainable, optimizer, temperature=temperature, remat=config.remat)
+        options = {"remat": config.remat, "accumulate": getattr(config, "accumulate", 1)}
+        return cls(model, config.trains, optimizer, temperature=temperature, **options)
 
     def initial_state(self) -> TrainState:
         """The state before the first update. Eager on purpose: moments take the shardings of their parameters.
@@ -82,8 +110,8 @@ class Learner:
 
     def grpo_step(self, state: TrainState, *arguments) -> tuple[TrainState, Pairs]:
         """See `_grpo_step`; every array stays where it is."""
-        options = {"temperature": self.temperature, "remat": self.remat, "places": _places(state)}
-        return _grpo_step(self.graph, self.optimizer, state, *arguments, **options)
+        options = {"temperature": self.temperature, "remat": self.remat, "accumulate": self.accumulate}
+        return _grpo_step(self.graph, self.optimizer, state, *arguments, **options, places=_places(state))
 
     def model(self, trainable: nnx.State) -> QwenVL:
         """The model with these weights; no copy."""
@@ -134,7 +162,12 @@ def _sft_step(
     return _apply(optimizer, state, gradients, metrics, places)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 8), static_argnames=("temperature", "remat", "places"), donate_argnums=2)
+@partial(
+    jax.jit,
+    static_argnums=(0, 1, 7),
+    static_argnames=("temperature", "remat", "accumulate", "places"),
+    donate_argnums=2,
+)
 def _grpo_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -142,34 +175,70 @@ def _grpo_step(
     frozen: nnx.State,
     batch: GroupBatch,
     features: VisionFeatures | None,
-    old: tuple[Float[Array, "B G R"] | None, Float[Array, "B G R"] | None],
-    advantages: Float[Array, "B G"],
+    signals: GroupSignals,
     config: GRPOLossConfig,
     *,
     temperature: float,
     remat: bool,
+    accumulate: int,
     places: Places,
 ) -> tuple[TrainState, Pairs]:
-    """One policy update on whole groups.
+    """One policy update on whole groups; `accumulate` parts of the rows give the loss and the gradient of the whole."""
+    normalizer = loss_normalizer(_flat(batch.mask), config, counted=_flat(signals.counted))
+    options = {"temperature": temperature, "remat": remat, "entropies": config.top_entropy_quantile < 1}
 
-    Args:
-        old: log-probabilities under the weights that wrote the branches and under the reference; None where not needed.
-        advantages: of each branch.
-        config: the loss.
-    """
-    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
-    behaviour, reference = map(flat, old)
+    def loss(trainable: nnx.State, batch: GroupBatch, signals: GroupSignals) -> tuple[Array, Pairs]:
+        scores = branch_scores(nnx.merge(graph, trainable, frozen), batch, features, **options)
+        return _group_loss(*scores, batch, signals, config, normalizer)
 
-    def loss(trainable: nnx.State) -> tuple[Array, Pairs]:
-        model = nnx.merge(graph, trainable, frozen)
-        log_probs = branch_log_probs(model, batch, features, temperature=temperature, remat=remat)
-        value, metrics = policy_loss(
-            flat(log_probs), behaviour, reference, advantages.reshape(-1), flat(batch.mask), config
-        )
-        return value, {"loss": (value, jnp.ones(())), **metrics}
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (value, metrics), gradients = gradient(state.trainable, batch, signals)
+    else:
+        parts = microbatches(batch, accumulate), jax.tree.map(partial(deal_rows, count=accumulate), signals)
+        value, metrics, gradients = _accumulated(partial(gradient, state.trainable), parts, state.trainable)
+    return _apply(optimizer, state, gradients, {"loss": (value, jnp.ones(())), **metrics}, places)
 
-    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.trainable)
-    return _apply(optimizer, state, gradients, metrics, places)
+
+def _group_loss(
+    log_probs: Float[Array, "B G R"],
+    entropies: Float[Array, "B G R"] | None,
+    batch: GroupBatch,
+    signals: GroupSignals,
+    config: GRPOLossConfig,
+    normalizer: Float[Array, ""],
+) -> tuple[Array, Pairs]:
+    """`policy_loss` of branches that stand in groups."""
+    return policy_loss(
+        _flat(log_probs),
+        _flat(signals.old),
+        _flat(signals.reference),
+        _flat(signals.advantages),
+        _flat(batch.mask),
+        config,
+        sampling=_flat(signals.sampling),
+        counted=_flat(signals.counted),
+        entropies=_flat(entropies),
+        normalizer=normalizer,
+    )
+
+
+def _accumulated(gradient, parts: tuple, like: nnx.State) -> tuple[Array, Pairs, nnx.State]:
+    """Sums losses and gradients of parts along the first axis, one after the other; merges their metrics."""
+
+    def add(total: tuple, part: tuple) -> tuple:
+        (value, metrics), gradients = gradient(*part)
+        return jax.tree.map(jnp.add, total, (value, gradients)), metrics
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), like)
+    (value, gradients), metrics = jax.lax.scan(add, (jnp.zeros(()), zeros), parts)
+    count = len(jax.tree.leaves(metrics)[0])
+    each = [jax.tree.map(lambda leaf, part=part: leaf[part], metrics) for part in range(count)]
+    return value, reduce(partial(merge, where=jnp.where), each), gradients
+
+
+def _flat(array: Array | None) -> Array | None:
+    return None if array is None else array.reshape(-1, *array.shape[2:])
 
 
 def _apply(
@@ -179,7 +248,8 @@ def _apply(
     leaves, tree = jax.tree.flatten(TrainState(optax.apply_updates(state.trainable, updates), opt_state))
     # Left alone, the compiler would move small arrays, and the second step would be another program.
     kept = [jax.lax.with_sharding_constraint(leaf, place) if place else leaf for leaf, place in zip(leaves, places)]
-    return jax.tree.unflatten(tree, kept), {**metrics, "grad_norm": (grad_norm(opt_state), jnp.ones(()))}
+    told = {"grad_norm": grad_norm(opt_state), NONFINITE_STREAK: nonfinite_streak(opt_state)}
+    return jax.tree.unflatten(tree, kept), {**metrics, **{name: (value, jnp.ones(())) for name, value in told.items()}}
 
 
 def _places(state: TrainState) -> Places:

@@ -1,5 +1,6 @@
 """Writers of metrics: a JSONL file, TensorBoard, the terminal. Each has `write`, `rewind` and `close`."""
 
+import hashlib
 import json
 import math
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+
+from videoauto_jax.errors import UsageError
 
 # What the line on the terminal shows, in this order, where a run has it.
 HEADLINE = (
@@ -107,6 +110,37 @@ class TensorBoardWriter:
         suffix = f".{time.time_ns()}"
         self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, filename_suffix=suffix)
         self._purge_step = None
+
+
+class WandbWriter:
+    """Weights & Biases; the run has the name of its folder, and a second start continues it.
+
+    Raises:
+        UsageError: the package wandb is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str):
+        try:
+            import wandb  # here because it is optional
+        except ImportError:
+            fix = "Run `pip install wandb`, or leave wandb= out"
+            raise UsageError("Weights & Biases is not installed", fix=fix) from None
+        identity = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+        self._run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder))
+        self._after = 0
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Queues the numbers; steps that an earlier start has logged already are not sent again."""
+        if step > self._after:
+            self._run.log({name: value for name, value in values.items() if math.isfinite(value)}, step=int(step))
+
+    def rewind(self, step: int) -> None:
+        """Nothing can be taken back: what was logged after `step` stays, and is the same when it comes again."""
+        self._after = max(step, int(getattr(self._run, "step", 0) or 0) - 1)
+
+    def close(self) -> None:
+        """Uploads the rest."""
+        self._run.finish()
 
 
 class ConsoleWriter:

@@ -32,7 +32,7 @@ class Checkpoints:
     Args:
         folder: made when missing. What interrupted saves left behind is removed.
         keep: how many of the newest steps stay on disk.
-        best: the name of a number in the state: the step with the highest one is kept as well.
+        best: the name of a number in the state: of the steps whose state has it, the one with the highest is kept too.
         read_only: for another's checkpoints, perhaps of a run still going on: makes no folder and removes nothing.
 
     Raises:
@@ -142,11 +142,7 @@ class Checkpoints:
         return self._read(step, lambda: dict(self._orbax.checkpointables_metadata(step).metadata[_ARRAYS]))
 
     def _metrics(self, state: dict) -> dict | None:
-        if self._best is not None and self._best not in state:
-            raise CheckpointError(
-                f'the state has no "{self._best}" to tell the best step by', fix="Save it in the state"
-            )
-        return None if self._best is None else {"best": float(state[self._best])}
+        return {"best": float(state[self._best])} if self._best in state else None
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()

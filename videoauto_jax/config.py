@@ -26,7 +26,8 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
 
     Args:
         cls: a dataclass. Its fields may be scalars, paths, enums, `Literal`s, tuples, lists, dicts, other dataclasses,
-            and unions of these.
+            and unions of these. If it has `recipes`, other configurations, keys that only those have are passed over:
+            one recipe then serves several verbs.
         path: a recipe file or the name of a packaged recipe. Its `base:` names one or more recipes to start from.
         overrides: `a.b=value`, the value read as YAML (`null`, `[1, 2]`, `{x: 1}`), or as it is where text is wanted.
 
@@ -43,7 +44,9 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
             fix = "Write key=value, for example optimizer.learning_rate=1e-5"
             raise ConfigError(f'"{override}" is not an override', where=COMMAND_LINE, fix=fix)
         tree.put(key, _override_value(text, _annotation(cls, key), key), COMMAND_LINE)
-    return reader.section(cls, tree.values, ())
+    own = {field.name for field in dataclasses.fields(cls)}
+    others = {field.name for kind in getattr(cls, "recipes", ()) for field in dataclasses.fields(kind)} - own
+    return reader.section(cls, {key: value for key, value in tree.values.items() if key not in others}, ())
 
 
 def dump_config(config: Any) -> str:

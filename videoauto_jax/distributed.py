@@ -27,6 +27,17 @@ def initialize() -> None:
         raise UsageError(f"the processes of this job could not be joined: {error}", fix=fix) from error
 
 
+def refuse_processes(what: str) -> None:
+    """Ends a verb that works in one process only, before several of them write to the same place.
+
+    Raises:
+        UsageError: this process is one of several of a job.
+    """
+    if spans_processes(os.environ):
+        fix = "Start one process that drives all devices of its machine, for example with srun --ntasks=1"
+        raise UsageError(f"{what} in several processes is not ready yet", where="environment", fix=fix)
+
+
 def is_main() -> bool:
     """Whether this process writes the files that the job needs once: logs, reports, exports."""
     return jax.process_index() == 0

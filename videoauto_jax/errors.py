@@ -50,5 +50,9 @@ class CheckpointError(VideoAutoError):
     """A training checkpoint that cannot be written or restored."""
 
 
+class TrainingError(VideoAutoError):
+    """A run that cannot go on: gradients that stay non-finite."""
+
+
 class BackendError(VideoAutoError):
     """A named attention backend that does not exist or cannot serve the call."""

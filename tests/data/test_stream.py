@@ -1,5 +1,6 @@
 """The stream: same prompts whatever the workers, the interruptions and the damage."""
 
+import errno
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ import pytest
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.order import epoch_order
+from videoauto_jax.data.skips import SkipLog
 from videoauto_jax.data.stream import PromptStream, StreamConfig
 from videoauto_jax.errors import CheckpointError, ConfigError, DataError, MediaError
 
@@ -143,6 +145,16 @@ def test_damage_everywhere_is_an_error(workers):
         pytest.raises(DataError, match="samples in a row could not be encoded.*cannot be decoded.*Check data_path"),
     ):
         next(source)
+
+
+def test_a_full_disk_ends_nothing(caplog, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SkipLog, "_write", full)
+    source = stream(encoder=Encoder(bad=[0, 1, 2, 3]), skip_log=tmp_path / "skipped.jsonl")
+    assert len(take(source, 2)) == 2
+    assert "was not written to" in caplog.text and "No space left" in caplog.text
 
 
 def test_each_host_writes_its_own_log(tmp_path):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from videoauto_jax.errors import DataError
 from videoauto_jax.models.qwen_vl import parameter_paths
-from videoauto_jax.train.groups import branch_log_probs, pack_groups
+from videoauto_jax.train.groups import branch_log_probs, branch_scores, pack_groups
 
 RNG = np.random.default_rng(0)
 BRANCHES = [[5, 1, 7], [3, 6, 2]]  # lengths
@@ -86,6 +86,20 @@ def test_log_probs_and_every_gradient_are_those_of_separate_rows(tiny_model, tin
         scale = np.abs(expected[path]).max()
         assert scale > 0, path
         np.testing.assert_allclose(grad, expected[path], atol=2e-5 * max(scale, 1), err_msg=path)
+
+
+def test_entropies_are_those_of_the_whole_distribution(tiny_model, tiny_processor, prompts, branches):
+    batch = packed(tiny_processor, prompts, branches)
+    options = {"temperature": 0.8, "entropies": True, "chunk": 16}
+    _, found = jax.jit(partial(branch_scores, **options))(tiny_model, batch)
+    inputs = one_row(tiny_processor, prompts[0], branches[0][2])
+    length, count = len(prompts[0].token_ids), len(branches[0][2])
+    rows = np.asarray(tiny_model(inputs), np.float64)[0, length - 1 : length - 1 + count] / 0.8
+    probabilities = np.exp(rows - rows.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    expected = -np.sum(probabilities * np.log(probabilities), -1)
+    np.testing.assert_allclose(found[0, 2, :count], expected, atol=1e-4)
+    assert (np.asarray(found)[~batch.mask] == 0).all()
 
 
 def test_features_computed_before_give_the_same(tiny_model, tiny_processor, prompts, branches):

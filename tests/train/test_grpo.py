@@ -104,6 +104,32 @@ def test_minibatch_without_tokens_is_zero():
         assert loss == 0 and not np.any(grad)
 
 
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_completions_that_do_not_count_might_never_have_been_written(loss_type):
+    config = GRPOLossConfig(loss_type=loss_type, max_completion_length=5, truncated_importance=1.1)
+    arrays, kept = _random(7), np.array([True, False, True, False])
+    options = {"config": config, "sampling": arrays[1] + 0.1}
+    loss, grad = _loss_and_grad(*arrays, counted=jnp.asarray(kept), **options)
+    alone = {"config": config, "sampling": options["sampling"][kept]}
+    expected, expected_grad = _loss_and_grad(*(array[kept] for array in arrays), **alone)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad[kept], expected_grad, rtol=1e-6)
+    assert not np.any(grad[~kept])
+    loss, grad = _loss_and_grad(*arrays, counted=jnp.zeros(4, bool), **options)
+    assert loss == 0 and not np.any(grad)
+
+
+def test_the_sampler_is_measured():
+    new, old, ref, advantages, mask = _random(8)
+    sampling = old + jnp.asarray(np.random.default_rng(0).normal(0, 0.1, old.shape), jnp.float32)
+    _, metrics = policy_loss(new, old, ref, advantages, mask, GRPOLossConfig(), sampling=sampling)
+    found = {name: float(total / count) for name, (total, count) in metrics.items()}
+    apart = np.asarray(old - sampling, np.float64)[np.asarray(mask)]
+    assert found["rollout_kl"] == pytest.approx(np.mean(np.exp(apart) - 1 - apart), rel=1e-4)
+    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx(np.abs(apart).mean(), rel=1e-5)
+    assert found["sampling/sampling_logp_difference/max"] == pytest.approx(np.abs(apart).max(), rel=1e-5)
+
+
 def test_bfloat16_log_probs_are_computed_in_float32():
     new, old, ref, advantages, mask = _random(4)
     new, old, ref = (array.astype(jnp.bfloat16) for array in (new, old, ref))
@@ -124,6 +150,7 @@ def test_bfloat16_log_probs_are_computed_in_float32():
         ({"epsilon": 1.5}, "epsilon"),
         ({"delta": 1.1}, "delta"),
         ({"top_entropy_quantile": 0.0}, "top_entropy_quantile"),
+        ({"truncated_importance": 0.0}, "truncated_importance"),
     ],
 )
 def test_bad_settings_are_named(settings, words):
@@ -137,6 +164,8 @@ def test_missing_and_misshapen_arrays_are_named():
         policy_loss(new, old, None, advantages, mask, GRPOLossConfig())
     with pytest.raises(ConfigError, match="entropies"):
         policy_loss(new, old, ref, advantages, mask, GRPOLossConfig(top_entropy_quantile=0.2))
+    with pytest.raises(ConfigError, match="sampler's log-probs"):
+        policy_loss(new, old, ref, advantages, mask, GRPOLossConfig(truncated_importance=2.0))
     with pytest.raises(ConfigError, match="old"):
         policy_loss(new, old[:, :2], ref, advantages, mask, GRPOLossConfig())
     with pytest.raises(ConfigError, match="advantages"):

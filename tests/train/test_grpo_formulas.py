@@ -2,7 +2,8 @@
 
 Clipping: PPO 1707.06347. Completion mean and k3: GRPO 2402.03300. Token mean and clip-higher: DAPO 2503.14476 (bnpo is
 TRL's name for the token mean of one batch). Constant length: Dr. GRPO 2503.20783. Dual clip: 1912.09729. Sequence
-ratio: GSPO 2507.18071. High-entropy tokens: 2506.01939. KL estimators: Schulman 2020.
+ratio: GSPO 2507.18071. High-entropy tokens: 2506.01939. KL estimators: Schulman 2020. Truncated weights: IMPALA
+1802.01561.
 """
 
 import itertools
@@ -37,7 +38,7 @@ def _objective(ratio, advantage, config):
     return objective
 
 
-def _formula(new, old, ref, advantages, lengths, entropies, config):
+def _formula(new, old, ref, sampling, advantages, lengths, entropies, config):
     valid = [entropies[i, t] for i, length in enumerate(lengths) for t in range(length)]
     threshold = np.quantile(np.array(valid), 1 - config.top_entropy_quantile)
     completions = []
@@ -49,6 +50,8 @@ def _formula(new, old, ref, advantages, lengths, entropies, config):
         for t in range(length):
             policy = -_objective(math.exp(log_ratios[t]), advantages[i], config)
             policy *= entropies[i, t] >= threshold
+            if config.truncated_importance is not None:
+                policy *= min(math.exp(old[i, t] - sampling[i, t]), config.truncated_importance)
             tokens.append(policy + config.beta * _kl(config.kl_estimator, new[i, t], ref[i, t]))
         completions.append(tokens)
     if config.loss_type == "grpo":
@@ -77,6 +80,8 @@ VARIANTS = [
     {"delta": 1.6, "importance_sampling_level": "sequence", "epsilon": 3e-2, "epsilon_high": 4e-2},
     {"top_entropy_quantile": 0.2, "loss_type": "dapo"},
     {"top_entropy_quantile": 0.7, "importance_sampling_level": "sequence"},
+    {"truncated_importance": 1.2},
+    {"truncated_importance": 0.9, "importance_sampling_level": "sequence", "loss_type": "dapo"},
 ]  # fmt: skip
 
 
@@ -84,19 +89,20 @@ VARIANTS = [
 def test_variant_is_its_formula(variant):
     rng = np.random.default_rng(VARIANTS.index(variant))
     config = GRPOLossConfig(**{"beta": 0.05, "max_completion_length": MAX_LENGTH} | variant)
-    new, old, ref = (rng.normal(-1.0, 0.45, (4, 6)) for _ in range(3))
+    new, old, ref, sampling = (rng.normal(-1.0, 0.45, (4, 6)) for _ in range(4))
     advantages, entropies = rng.normal(size=4), rng.uniform(0, 2, (4, 6))
     lengths = [6, 3, 1, 5]
     mask = np.arange(6) < np.array(lengths)[:, None]
 
     def ours(x):
         arrays = map(jnp.float32, (old, ref, advantages))
-        return policy_loss(x, *arrays, mask, config, entropies=jnp.float32(entropies))[0]
+        others = {"entropies": jnp.float32(entropies), "sampling": jnp.float32(sampling)}
+        return policy_loss(x, *arrays, mask, config, **others)[0]
 
     loss, grad = jax.value_and_grad(ours)(jnp.float32(new))
 
     def formula(x, settings=config):
-        return _formula(x, old, ref, advantages, lengths, entropies, settings)
+        return _formula(x, old, ref, sampling, advantages, lengths, entropies, settings)
 
     np.testing.assert_allclose(loss, formula(new), atol=2e-6)
     slope = config

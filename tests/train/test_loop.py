@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from videoauto_jax.cli.main import main
 from videoauto_jax.data.annotations import ImageBudget
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
@@ -19,9 +20,10 @@ from videoauto_jax.rewards import Rewards
 from videoauto_jax.sharding import MeshConfig
 from videoauto_jax.train import loop, step
 from videoauto_jax.train.loop import train_grpo
+from videoauto_jax.train.lora import LoraConfig
 from videoauto_jax.train.loss_config import GRPOLossConfig
 from videoauto_jax.train.optimizer import OptimizerConfig
-from videoauto_jax.train.recipe import GRPOConfig, RolloutConfig, SFTConfig
+from videoauto_jax.train.recipe import GRPOConfig, HoldoutConfig, RolloutConfig, SFTConfig
 from videoauto_jax.train.sft import train_sft
 
 ROUNDS = 3
@@ -35,7 +37,7 @@ class Pool:
     def __init__(self, workers, timeout_s):
         pass
 
-    def score_many(self, items, *, profile):
+    def score_many(self, items, *, profile, form):
         Pool.calls += 1
         if Pool.calls == Pool.interrupt_at:
             raise KeyboardInterrupt
@@ -161,33 +163,47 @@ def test_an_interrupted_run_is_the_uninterrupted_one(kind, tiny_folder, data, tm
 def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch):
     seen = []
 
-    def spy(*args, real=loop.roll_out):
+    def spy(*args, real=loop.pack):
         seen.append(real(*args))
         return seen[-1]
 
-    monkeypatch.setattr(loop, "roll_out", spy)
+    monkeypatch.setattr(loop, "pack", spy)
     with pytest.raises(KeyboardInterrupt):
         train_grpo(recipe("grpo", tiny_folder, data, tmp_path / "run"), progress=interrupt_after(1))
-    assert [len(part.samples) for part in seen] == [4, 4]
-    assert len({sample.id for part in seen for sample in part.samples}) == 8
+    assert [len(part.groups) for part in seen] == [4, 4]
+    assert len({group.item[1].id for part in seen for group in part.groups}) == 8
     for part in seen:
-        assert all(len(group) == 2 and len(group[0].token_ids) <= 6 for group in part.answers)
-        assert np.abs(part.advantages.sum(1)).max() < 1e-4 and np.abs(part.advantages).max() > 0.5
-        batch = jax.device_get(part.batch)
-        for b, group in enumerate(part.answers):
-            for g, answer in enumerate(group):
+        assert all(len(group.answers) == 2 and len(group.answers[0].token_ids) <= 6 for group in part.groups)
+        batch, signals = jax.device_get((part.batch, part.signals))
+        assert np.abs(signals.advantages.sum(1)).max() < 1e-4 and np.abs(signals.advantages).max() > 0.5
+        assert signals.counted.all()
+        for b, group in enumerate(part.groups):
+            for g, answer in enumerate(group.answers):
+                np.testing.assert_array_equal(signals.sampling[b, g][batch.mask[b, g]], answer.sampling_logprobs)
                 np.testing.assert_array_equal(batch.targets[b][batch.place[b, g]][batch.mask[b, g]], answer.token_ids)
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    totals = np.concatenate([part.totals for part in seen])
+    totals = np.concatenate([group.totals for part in seen for group in part.groups])
     assert line["reward"] == pytest.approx(totals.mean()) and line["kl"] >= 0
     record = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
     assert record["round"] == 1 and len(record["branches"]) == 2
 
 
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_several_processes_are_refused(kind, tiny_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UsageError, match="several processes is not ready.*srun --ntasks=1"):
+        TRAIN[kind](recipe(kind, tiny_folder, data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
     config = recipe("grpo", tiny_folder, data, tmp_path / "run")
     for changes, message in (
-        ({"updates": 3}, "8 prompts do not divide into 3 updates"),
+        ({"updates": 3}, "8 prompts do not divide into 3 updates.*for example 2"),
+        ({"subgroups": 4}, "2 branches do not divide into 4 subgroups"),
+        ({"accumulate": 3}, "4 rows of an update do not divide into 3 accumulate"),
+        ({"iterations": 0}, "iterations is 0"),
         ({"rollout": dataclasses.replace(config.rollout, branches=1)}, "at least 2 branches"),
         ({"rollout": dataclasses.replace(config.rollout, temperature=0.0)}, "temperature"),
         ({"advantage": "rank"}, "rank"),
@@ -195,3 +211,31 @@ def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config, **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_samples_choose_the_best_checkpoint(tiny_folder, data, tmp_path):
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run", prompts=4, updates=1, save_every=99,
+                    holdout=HoldoutConfig(samples=3, every=2))  # fmt: skip
+    assert train_grpo(config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["eval/accuracy_auto" in line for line in lines] == [False, True, True]
+    for line in lines[1:]:
+        assert line["eval/skipped"] == 0 and 0 <= line["eval/accuracy_1"] <= 1 and line["eval/mean_length"] <= 6
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal()}
+    scores = {line["step"]: line["eval/accuracy_auto"] for line in lines[1:]}
+    assert kept == {3, max(scores, key=lambda step: (scores[step], step))}
+
+
+def test_adapters_train_alone_and_leave_in_both_forms(tiny_folder, data, tmp_path):
+    lora = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run", lora=lora, rounds=2)
+    assert train_grpo(config)
+    before = load_file(tiny_folder / "model.safetensors")
+    (file,) = (tmp_path / "run" / "model").glob("*.safetensors")
+    changed = {key for key, tensor in load_file(file).items() if (tensor != before[key]).any()}
+    assert changed and all(key.endswith(("q_proj.weight", "down_proj.weight")) for key in changed)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "exported" / "adapter" / name).read_bytes() == (
+            tmp_path / "run" / "adapter" / name
+        ).read_bytes()

@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -147,3 +149,27 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UsageError, match="run"):
         MetricsLogger(tmp_path / "run")
+
+
+def test_wandb_gets_finite_numbers_once(tmp_path, monkeypatch):
+    logged = []
+    run = types.SimpleNamespace(step=0, log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+    started = {}
+    fake = types.SimpleNamespace(init=lambda **options: started.update(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with MetricsLogger(tmp_path / "run", False, lines=False, wandb="project") as logger:
+        logger.rewind(0)
+        logger.log(1, {"loss": 2.0, "bad": float("nan")})
+    assert logged == [(1, {"loss": 2.0})] and started["project"] == "project" and started["resume"] == "allow"
+    run.step = 4  # what wandb has of an earlier start, which went further than its last checkpoint
+    with MetricsLogger(tmp_path / "run", False, lines=False, wandb="project") as logger:
+        logger.rewind(1)
+        for step in (2, 3, 4):
+            logger.log(step, {"loss": float(step)})
+    assert [step for step, _ in logged] == [1, 4]
+
+
+def test_missing_wandb_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match="pip install wandb"):
+        MetricsLogger(tmp_path, False, wandb="project")

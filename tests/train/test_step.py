@@ -1,5 +1,7 @@
 """The compiled steps: they learn, and a mesh of eight devices learns the same as one device."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from videoauto_jax.sharding import MeshConfig, make_mesh, place_rows
 from videoauto_jax.train import step as steps
 from videoauto_jax.train.groups import pack_groups
 from videoauto_jax.train.grpo import GRPOLossConfig, group_advantages
+from videoauto_jax.train.metrics import reduction
 from videoauto_jax.train.optimizer import OptimizerConfig, make_optimizer
 from videoauto_jax.train.parameters import TrainableConfig, group
 from videoauto_jax.train.rollout import place_groups
@@ -24,7 +27,13 @@ MESHES = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_processor):
+def rows(unpacked):
+    """Four group rows on the host."""
+    return pack_groups(*unpacked, bound=8)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tiny_processor):
     """Four group rows of two branches, two of them with a video, on the host."""
     rng = np.random.default_rng(0)
     chats = []
@@ -35,7 +44,7 @@ def rows(tiny_processor):
     prompts = [tiny_processor.encode(chat) for chat in chats]
     branches = [[rng.integers(0, 384, 3 + n).astype(np.int32) for _ in range(2)] for n in range(4)]
     positions = [prompt.next_position for prompt in prompts]
-    return pack_groups(tiny_processor.collate(prompts), positions, branches, bound=8)
+    return tiny_processor.collate(prompts), positions, branches
 
 
 class World:
@@ -62,8 +71,11 @@ class World:
         """The same of policy steps in which every first branch is the better one."""
         reference = old = self.log_probs(self.learner.initial)
         advantages = np.asarray(group_advantages(np.tile([2.0, 0.5], 4), 2)).reshape(4, 2)
-        arguments = self.rows, self.features, (old, reference), place_rows(advantages, self.mesh)
-        return self._run(count, self.learner.grpo_step, *arguments, GRPOLossConfig(beta=0.1))
+        advantages, counted = place_rows((advantages, np.ones_like(advantages, bool)), self.mesh)
+        shape = self.rows.mask.shape[:2]
+        advantages, counted = advantages.reshape(shape), counted.reshape(shape)
+        signals = steps.GroupSignals(advantages, counted, old, old, reference)
+        return self._run(count, self.learner.grpo_step, self.rows, self.features, signals, GRPOLossConfig(beta=0.1))
 
     def _run(self, count, step, *arguments):
         state, history = self.learner.initial_state(), []
@@ -126,6 +138,22 @@ def test_supervised_loss_falls_and_only_what_trains_changes(one):
         assert np.array_equal(array, before[path]) == (group(path) == "vision"), path
     for path, array in whole(one.learner.initial).items():  # whole, though the steps donated their state
         np.testing.assert_array_equal(array, before[path])
+
+
+def test_rows_may_be_split_and_parts_come_one_after_the_other(one, unpacked):
+    """Groups over two rows each, and updates in four parts, give the loss, the metrics and the weights of the whole."""
+    rows = pack_groups(*unpacked, bound=8, subgroups=2)
+    assert rows.mask.shape == (8, 1, 8)
+    split, model = copy.copy(one), one.learner.model(one.learner.initial)
+    split.rows = place_groups(rows, one.mesh)
+    split.learner = Learner(model, TrainableConfig(), one.learner.optimizer, accumulate=4)
+    (state, history), (expected, expected_history) = split.grpo(2), one.grpo(2)
+    for found, metrics in zip(history, expected_history, strict=True):
+        for name in (name for name in metrics if reduction(name) == "mean"):  # a part's maximum is not the whole's
+            assert found[name] == pytest.approx(metrics[name], rel=1e-4, abs=2e-5), name
+    weights = parameter_paths(state.trainable)
+    for path, array in parameter_paths(expected.trainable).items():
+        np.testing.assert_allclose(weights[path], array, atol=2e-5, err_msg=path)
 
 
 def test_the_policy_moves_towards_the_better_branches(one):

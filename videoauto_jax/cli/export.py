@@ -14,6 +14,7 @@ from videoauto_jax.errors import UsageError
 from videoauto_jax.files import new_folder
 from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.recipes import load_recipe
+from videoauto_jax.train.lora import attach_adapters, merge_adapters, save_adapters
 from videoauto_jax.train.recipe import GRPOConfig, RunConfig, SFTConfig
 
 
@@ -50,13 +51,20 @@ def run(config: ExportConfig, *, force: bool) -> None:
         fix = "Add base=FOLDER: the model that the run started from"
         raise UsageError(f"the run started from {base}, which is not there", where=folder, fix=fix)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        graph, trainable, frozen = nnx.split(load_model(base, dtype="float32"), recipe.trainable, ...)
+        model = load_model(base, dtype="float32")
+        if recipe.lora is not None:
+            attach_adapters(model, recipe.lora, recipe.seed)
+        graph, trainable, frozen = nnx.split(model, recipe.trains, ...)
         step = step if config.step is None else config.step
         step = checkpoints.latest() if step is None else step
         restored, _ = checkpoints.restore(step, like={"trainable": trainable}, partial=True)
     dtype = "like" if config.dtype == "base" else config.dtype
     output = new_folder(config.output, force=force)
-    save_model(nnx.merge(graph, restored["trainable"], frozen), output, like=base, dtype=dtype)
+    model = nnx.merge(graph, restored["trainable"], frozen)
+    if recipe.lora is not None:
+        save_adapters(model, recipe.lora, output / "adapter", base=base)
+        merge_adapters(model, recipe.lora)
+    save_model(model, output, like=base, dtype=dtype)
     show(f"step {step} is in [bold]{escape(str(output))}[/]")
 
 

@@ -28,6 +28,7 @@ VERBS = {
     "sft": "videoauto_jax.cli.sft",
     "train": "videoauto_jax.cli.train",
     "eval": "videoauto_jax.cli.eval",
+    "data": "videoauto_jax.cli.data",
     "ask": "videoauto_jax.cli.ask",
     "export": "videoauto_jax.cli.export",
     "import": "videoauto_jax.cli.import_",

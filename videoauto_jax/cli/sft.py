@@ -14,5 +14,8 @@ HELP = "Supervised fine-tuning on demonstrations; the same command resumes."
 def run(config: SFTConfig, *, force: bool) -> None:
     """Trains; the model is in `output/model` afterwards."""
     with progress_bar("sft") as progress:
-        train_sft(config, force=force, progress=progress)
-    show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
+        ended = train_sft(config, force=force, progress=progress)
+    if ended:
+        show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
+    else:
+        show("stopped by SIGTERM, everything is saved; the same command goes on")

@@ -14,5 +14,8 @@ HELP = "GRPO on groups of answers; the same command resumes."
 def run(config: GRPOConfig, *, force: bool) -> None:
     """Trains; the model is in `output/model` afterwards."""
     with progress_bar("train") as progress:
-        train_grpo(config, force=force, progress=progress)
-    show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
+        ended = train_grpo(config, force=force, progress=progress)
+    if ended:
+        show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
+    else:
+        show("stopped by SIGTERM, everything is saved; the same command goes on")

@@ -1,6 +1,7 @@
 """The data section of a recipe, shared by training and evaluation."""
 
 import dataclasses
+import os
 from typing import Literal
 
 from videoauto_jax.data.annotations import ImageBudget, Sample, VideoBudget
@@ -22,9 +23,11 @@ class DataConfig:
     Attributes:
         names: data sets to use, in order.
         sets: where each data set lies.
+        root: folder that relative paths of `sets` start from.
         prompt: the system prompt's mode.
         image, video: budgets of sets that state none.
         max_prompt_tokens: longer prompts are skipped by name.
+        manifest: file that `videoauto data check` writes; training leaves out what it lists as damaged or too long.
         video_prompt, position_convention, resize, video_reader: how prompts are made, see `data.processor.Processor`.
         workers: processes (training) or threads (evaluation) that decode and encode.
         prefetch: batches kept ready.
@@ -35,10 +38,12 @@ class DataConfig:
 
     names: tuple[str, ...] = ()
     sets: dict[str, DatasetConfig] = dataclasses.field(default_factory=dict)
+    root: str = ""
     prompt: Literal["answer_twice", "direct", "cot"] = "answer_twice"
     image: ImageBudget = ImageBudget()
     video: VideoBudget = VideoBudget()
-    max_prompt_tokens: int = 8192
+    max_prompt_tokens: int | None = 8192
+    manifest: str = ""
     video_prompt: VideoPrompt = "inner"
     position_convention: Convention = "upstream"
     resize: ResizeMode = "upstream"
@@ -65,7 +70,15 @@ class DataConfig:
             raise ConfigError("no data sets", where="data.names", fix=fix)
         text = system_prompt(self.prompt, variant=variant)
         budgets = {"image": self.image, "video": self.video}
-        return load_datasets(self.names, self.sets, text, **budgets, keep_missing=keep_missing)
+        return load_datasets(self.names, self.rooted_sets(), text, **budgets, keep_missing=keep_missing)
+
+    def rooted_sets(self) -> dict[str, DatasetConfig]:
+        """The sets with `root` before their paths."""
+        return {name: self._rooted(one) for name, one in self.sets.items()}
+
+    def _rooted(self, one: DatasetConfig) -> DatasetConfig:
+        join = lambda path: os.path.join(self.root, path) if path else path  # noqa: E731
+        return dataclasses.replace(one, anno_path=join(one.anno_path), data_path=join(one.data_path))
 
     def processor(self, model: str) -> Processor:
         """The processor of a checkpoint folder, with the options of this recipe.

@@ -1,7 +1,10 @@
 """The record of samples that could not be used."""
 
 import json
+import logging
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class SkipLog:
@@ -16,10 +19,19 @@ class SkipLog:
         self._known = {_key(event) for event in self._read()}
 
     def add(self, event: dict) -> None:
-        """Writes one event: a JSON object with at least `epoch`, `position` and `id`."""
+        """Writes one event: a JSON object with at least `epoch`, `position` and `id`.
+
+        What cannot be written (full disk) is reported and ends nothing.
+        """
         if self.path is None or _key(event) in self._known:
             return
         self._known.add(_key(event))
+        try:
+            self._write(event)
+        except OSError as error:
+            log.warning("a skipped sample was not written to %s: %s", self.path, error)
+
+    def _write(self, event: dict) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(self._torn_line_end() + json.dumps(event, ensure_ascii=False) + "\n")

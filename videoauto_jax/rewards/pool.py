@@ -9,7 +9,7 @@ from videoauto_jax.errors import UsageError
 from videoauto_jax.protocol.grammar import Profile
 from videoauto_jax.rewards.crew import Crew
 from videoauto_jax.rewards.registry import find_grader, grade
-from videoauto_jax.rewards.scoring import Rewards, answers_to_grade, combine
+from videoauto_jax.rewards.scoring import ResponseForm, Rewards, answers_to_grade, combine
 from videoauto_jax.rewards.worker import Task
 
 
@@ -47,7 +47,11 @@ class RewardPool:
         return self._crew.crashes
 
     def score_many(
-        self, items: Iterable[tuple[str | None, object, str]], *, profile: Profile = "strict"
+        self,
+        items: Iterable[tuple[str | None, object, str]],
+        *,
+        profile: Profile = "strict",
+        form: ResponseForm = "answer_twice",
     ) -> list[Rewards]:
         """Rewards of `(completion, answer, problem_type)` triples, in order: `score` of each, within the limit.
 
@@ -56,11 +60,11 @@ class RewardPool:
             VideoAutoError: the workers do not start.
         """
         items = list(items)
-        parts = [answers_to_grade(completion, kind, profile) for completion, _, kind in items]
+        parts = [answers_to_grade(completion, kind, profile, form) for completion, _, kind in items]
         wanted = [(text, answer, kind) for (_, answer, kind), texts in zip(items, parts) for text in texts]
         grades = iter(self.grade_many(wanted, profile=profile))
         return [
-            combine(completion, [next(grades) for _ in texts], profile)
+            combine(completion, [next(grades) for _ in texts], profile, form)
             for (completion, _, _), texts in zip(items, parts)
         ]
 

@@ -1,7 +1,7 @@
 """From a completion to its rewards: two accuracies and the format, unweighted (paper, section 3.2)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from videoauto_jax.errors import DataError
 from videoauto_jax.protocol.grammar import (
@@ -12,8 +12,13 @@ from videoauto_jax.protocol.grammar import (
     last_box_or_text,
     second_answer,
 )
-from videoauto_jax.rewards.format import format_answer_twice
+from videoauto_jax.rewards.format import format_answer_twice, format_boxed, format_direct_boxed
 from videoauto_jax.rewards.registry import find_grader, grade
+
+ResponseForm = Literal["answer_twice", "direct", "cot"]
+"""What a response should look like: box, thought, box; a box at once; a thought, then a box."""
+
+_SINGLE_FORMS = {"direct": format_direct_boxed, "cot": format_boxed}
 
 DEFAULT_WEIGHTS = (0.9, 1.1, 1.0)
 
@@ -57,8 +62,10 @@ def score(completion: str | None, answer: object, problem_type: str, *, profile:
     return combine(completion, grades, profile)
 
 
-def answers_to_grade(completion: str | None, problem_type: str, profile: Profile) -> tuple[str, ...]:
-    """First and second answer of a completion, or nothing where there is nothing to grade. Raises as `score`."""
+def answers_to_grade(
+    completion: str | None, problem_type: str, profile: Profile, form: ResponseForm = "answer_twice"
+) -> tuple[str, ...]:
+    """The answers of a completion (two, or one), or none where there is nothing to grade. Raises as `score`."""
     check_profile(profile)
     try:
         find_grader(problem_type)
@@ -68,11 +75,18 @@ def answers_to_grade(completion: str | None, problem_type: str, profile: Profile
         return ()
     if completion is None:
         return ()
+    if form in _SINGLE_FORMS:
+        return (last_box_or_text(completion, profile),)
     return first_answer(completion, profile), second_answer(completion, profile)
 
 
-def combine(completion: str | None, grades: Sequence[float], profile: Profile) -> Rewards:
-    """Rewards from the grades of what `answers_to_grade` returned."""
+def combine(
+    completion: str | None, grades: Sequence[float], profile: Profile, form: ResponseForm = "answer_twice"
+) -> Rewards:
+    """Rewards from the grades of what `answers_to_grade` returned; a single answer counts as both."""
+    if form in _SINGLE_FORMS:
+        accuracy = grades[0] if grades else 0.0
+        return Rewards(accuracy, accuracy, _SINGLE_FORMS[form](completion, profile))
     first, second = grades or (0.0, 0.0)
     if grades and second > _RIGHT and is_fallback(first_answer(completion, profile)):
         second += FALLBACK_BONUS

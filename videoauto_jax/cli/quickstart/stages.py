@@ -89,13 +89,14 @@ class Quickstart:
         self._teach("warmup", "study/model", progress)
 
     def _teach(self, stage: str, model: str, progress: Report) -> None:
-        train_sft(self._recipe(SFTConfig, stage, (stage,), model=model), progress=progress, lines=False)
+        _go_on(train_sft(self._recipe(SFTConfig, stage, (stage,), model=model), progress=progress, lines=False))
 
     def _eval_warmup(self, progress: Report) -> None:
         self._evaluate("warmup", progress)
 
     def _train(self, progress: Report) -> None:
-        train_grpo(self._recipe(GRPOConfig, "train", ("train",), model="warmup/model"), progress=progress, lines=False)
+        recipe = self._recipe(GRPOConfig, "train", ("train",), model="warmup/model")
+        _go_on(train_grpo(recipe, progress=progress, lines=False))
 
     def _eval_trained(self, progress: Report) -> None:
         self._evaluate("train", progress)
@@ -183,3 +184,9 @@ class Quickstart:
 
     def _seconds(self) -> dict[str, float]:
         return json.loads(self._clock.read_text()) if self._clock.exists() else {}
+
+
+def _go_on(ended: bool) -> None:
+    """Stops here if SIGTERM has stopped a stage; the same command goes on with it."""
+    if not ended:
+        raise KeyboardInterrupt

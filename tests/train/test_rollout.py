@@ -1,0 +1,168 @@
+"""Branches to rewards and signals: over-long punishment, dynamic sampling, what is counted, and the metrics."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoauto_jax.data.annotations import Sample
+from videoauto_jax.errors import TrainingError
+from videoauto_jax.rewards import FALLBACK_BONUS, RewardPool, Rewards
+from videoauto_jax.sampling.answer import make_answer
+from videoauto_jax.train.evaluation import hold_out
+from videoauto_jax.train.flops import group_forward_flops
+from videoauto_jax.train.journal import check_finite, warn_about_equal_rewards
+from videoauto_jax.train.loop import Clock, GRPOTrainer, warn_about_rows
+from videoauto_jax.train.recipe import GRPOConfig, RewardConfig
+from videoauto_jax.train.rollout import Graded, counted_branches, grade_groups, overlong_penalty
+from videoauto_jax.train.rollout_metrics import answer_table, confidence_metrics, rollout_metrics
+from videoauto_jax.train.step import NONFINITE_STREAK, GroupSignals
+
+FALLBACK = "Let's analyze the problem step by step."
+
+
+def config(**changes):
+    return GRPOConfig(**{"model": "m", "output": "o", "prompts": 4, "updates": 2} | changes)
+
+
+def answer(text, tokens=5, confidence=0.5, finish=1):
+    return make_answer(text, np.arange(tokens), np.zeros(tokens), np.zeros(tokens), confidence, finish, tokens)
+
+
+def twice(first, second):
+    return answer(f"\\boxed{{{first}}}<think>so</think>\\boxed{{{second}}}")
+
+
+def item(number, **facts):
+    sample = Sample([{"role": "user", "content": "?"}], "A", "exact_match", "toy", f"toy/{number}", **facts)
+    return number, sample, SimpleNamespace(token_ids=np.arange(7))
+
+
+def graded(number, totals, **facts):
+    answers = [answer("x", **facts) for _ in totals]
+    return Graded(item(number), answers, [Rewards(0.0, 0.0, 0.0)] * len(totals), np.array(totals, np.float32))
+
+
+def test_soft_over_long_punishment():
+    """DAPO (arXiv 2503.14476), eq. 13, with L_max = 100 and L_cache = 20, times the penalty."""
+    rule = RewardConfig(overlong_buffer=20, overlong_penalty=0.5)
+    for tokens, expected in ((10, 0), (80, 0), (85, 0.125), (90, 0.25), (100, 0.5)):
+        assert overlong_penalty(tokens, 100, rule) == pytest.approx(expected)
+    assert overlong_penalty(100, 100, RewardConfig()) == 0
+
+
+def test_rewards_of_the_three_forms():
+    texts = ["\\boxed{A}<think>so</think>\\boxed{B}", "\\boxed{A}", "<think>so</think>\\boxed{A}"]
+    expected = {"answer_twice": [1.9, None, None], "direct": [1.0, 2.0, 1.0], "cot": [0.0, 1.0, 2.0]}
+    with RewardPool(1) as pool:
+        for form, totals in expected.items():
+            weights = (0.9, 1.1, 1.0) if form == "answer_twice" else (1.0, 0.0, 1.0)
+            rule = config(reward=RewardConfig(form=form, weights=weights))
+            (group,) = grade_groups(pool, [item(0)], [[answer(text) for text in texts]], rule)
+            for found, total in zip(group.totals, totals):
+                assert total is None or found == pytest.approx(total), form
+
+
+def test_what_is_counted():
+    cut = [answer("x", finish=3), answer("x")]
+    group = Graded(item(0), cut, [Rewards(0, 0, 0)] * 2, np.array([0.0, 1.0], np.float32))
+    equal = Graded(item(0), cut, group.rewards, np.array([1.0, 1.0], np.float32))
+    assert counted_branches(group, config()).tolist() == [True, True]
+    assert counted_branches(group, config(mask_truncated=True)).tolist() == [False, True]
+    assert counted_branches(equal, config()).tolist() == [True, True]
+    for mode in ("drop", "refill"):
+        assert counted_branches(equal, config(dynamic_sampling=mode)).tolist() == [False, False]
+        assert counted_branches(group, config(dynamic_sampling=mode)).tolist() == [True, True]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("off", [0, 1, 2, 3]), ("drop", [0, 1, 2, 3]),
+                                                ("refill", [1, 4, 6, 7])])  # fmt: skip
+def test_groups_that_teach_nothing_are_replaced(mode, expected):
+    """DAPO's dynamic sampling: groups 0, 2, 3 and 5 are all right or all wrong."""
+    trainer = GRPOTrainer.__new__(GRPOTrainer)
+    trainer.config = config(dynamic_sampling=mode)
+    drawn = []
+
+    def draw(index, attempt, clock):
+        numbers = range(4 * attempt, 4 * attempt + 4)
+        drawn.append(attempt)
+        groups = [graded(n, [1.0, 1.0] if n in (0, 2, 3, 5) else [0.0, 1.0]) for n in numbers]
+        return [(groups[:2], "prompts"), (groups[2:], "prompts")]
+
+    trainer._draw, trainer._prepare = draw, lambda items: [number for number, *_ in items]
+    parts = trainer._write_groups(0, Clock())
+    assert [group.item[0] for groups, _ in parts for group in groups] == expected
+    if mode == "refill":
+        assert drawn == [0, 1] and [prompts for _, prompts in parts] == [[1, 4], [6, 7]]
+        trainer.config = config(dynamic_sampling=mode, max_refills=0)
+        parts = trainer._write_groups(0, Clock())
+        assert [group.item[0] for groups, _ in parts for group in groups] == [1, 0, 2, 3]
+
+
+def test_a_round_without_anything_to_learn_is_announced(caplog):
+    warn_about_equal_rewards([graded(0, [1.0, 1.0]), graded(1, [0.0, 1.0])], 4)
+    assert not caplog.records
+    warn_about_equal_rewards([graded(0, [1.0, 1.0]), graded(1, [0.5, 0.5])], 4)
+    assert "round 5: all branches of each of the 2 groups have the same reward (0.5, 1)" in caplog.text
+
+
+def test_rows_that_devices_cannot_share_are_announced(caplog):
+    warn_about_rows(config(), 2)
+    assert not caplog.records
+    warn_about_rows(config(), 8)
+    assert "2 group rows, which 8 data shards" in caplog.text and "Set subgroups=4" in caplog.text
+
+
+def test_the_four_way_table_counts_no_bonus():
+    pairs = [("A", "A"), ("A", "B"), ("B", "A"), ("B", "B"), (FALLBACK, "A"), (FALLBACK, "B")]
+    answers = [twice(*pair) for pair in pairs]
+    rewards = [Rewards(first == "A", (second == "A") + FALLBACK_BONUS * (first == FALLBACK and second == "A"), 1.0)
+               for first, second in pairs]  # fmt: skip
+    table = {name.split("/")[1]: pair[0] for name, pair in answer_table(answers, rewards).items()}
+    assert table == {"right_right": 1, "right_wrong": 1, "wrong_right": 2, "wrong_wrong": 2}
+
+
+def test_think_ratio_at_thresholds():
+    answers = [answer("x", confidence=value) for value in (0.995, 0.985, 0.96, 0.92, -1.0)]
+    found = {name: total / count for name, (total, count) in confidence_metrics(answers).items()}
+    assert found["think_ratio"] == 0.6 and found["think_ratio/0.9"] == 0.2 and found["think_ratio/0.99"] == 0.8
+    assert found["confidence"] == pytest.approx(np.mean([0.995, 0.985, 0.96, 0.92]))
+    assert rollout_metrics([graded(0, [1.0, 3.0])])["reward"] == (4.0, 2.0)
+
+
+def test_held_out_samples_share_no_visual_with_the_others():
+    def sample(number, video):
+        content = [{"type": "video", "video": video}] if video else []
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": "?"}]}]
+        return Sample(messages, "A", "exact_match", "toy", f"toy/{number}")
+
+    samples = [sample(n, f"{n // 3}.mp4" if n < 18 else None) for n in range(24)]
+    kept, held = hold_out(samples, 5, seed=1)
+    assert len(held) == 5 and not {s.media or s.id for s in kept} & {s.media or s.id for s in held}
+    assert hold_out(samples, 5, seed=1) == (kept, held) != hold_out(samples, 5, seed=2)
+    assert hold_out(samples, 0, seed=1) == (samples, [])
+
+
+def test_operations_of_a_forward_pass():
+    text = SimpleNamespace(
+        hidden_size=8, intermediate_size=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=2, vocab_size=32,
+        experts=None,
+    )  # fmt: skip
+    weights = 3 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16)
+    tokens, pairs = 10 + 2 + 4, sum(range(1, 11)) + (11 + 12) + (11 + 12 + 13 + 14)
+    scores_and_sums = 3 * 4 * (2 * 2 + 2 * 2) * pairs  # layers, heads, two products of head size 2
+    head = 2 * 8 * 32 * (2 + 4)
+    assert group_forward_flops(text, [10], [[2, 4]]) == 2 * weights * tokens + scores_and_sums + head
+
+
+def test_gradients_that_stay_nonfinite_end_the_run_with_their_batch(tmp_path):
+    signals = GroupSignals(jnp.ones((2, 1)), jnp.ones((2, 1), bool), jnp.full((2, 1, 2), jnp.nan))
+    part = ({"tokens": np.ones((2, 3))}, signals), ["toy/3", "toy/8"], tmp_path, 3
+    check_finite({NONFINITE_STREAK: (jnp.int32(2), 1)}, *part)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TrainingError, match="3 updates in a row had no finite gradient.*learning_rate"):
+        check_finite({NONFINITE_STREAK: (jnp.int32(3), 1)}, *part)
+    saved = np.load(tmp_path / "nonfinite" / "batch.npz")
+    assert set(saved) == {"0.tokens", "1.advantages", "1.counted", "1.sampling"} and np.isnan(saved["1.sampling"]).all()
+    assert '"toy/8"' in (tmp_path / "nonfinite" / "samples.json").read_text()

@@ -1,0 +1,86 @@
+"""What a GRPO run leaves for people to read: sample rollouts, a batch that broke the run, warnings."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from videoauto_jax.data.annotations import Sample
+from videoauto_jax.errors import TrainingError
+from videoauto_jax.files import append_jsonl, write_json
+from videoauto_jax.train.rollout import Graded
+from videoauto_jax.train.step import NONFINITE_STREAK, Pairs
+
+log = logging.getLogger(__name__)
+
+BENCHMARK = "benchmark"
+"""Tag of data sets that were published as benchmarks."""
+
+
+def write_sample(folder: Path, index: int, group: Graded) -> None:
+    """Appends the branches of one prompt to `samples.jsonl`. A full disk is reported and ends nothing."""
+    _, sample, _ = group.item
+    record = {
+        "round": index + 1,
+        "id": sample.id,
+        "question": sample.messages[-1]["content"],
+        "truth": sample.answer,
+    }
+    written = [
+        {"text": answer.text, "confidence": answer.confidence, "reward": float(reward)}
+        for answer, reward in zip(group.answers, group.totals)
+    ]
+    try:
+        append_jsonl(folder / "samples.jsonl", record | {"branches": written})
+    except OSError as error:
+        log.warning("the sample rollout of round %d was not written: %s", index + 1, error)
+
+
+def warn_about_equal_rewards(groups: Sequence[Graded], index: int) -> None:
+    """Says so if a whole round holds no group to learn from."""
+    if not any(group.teaches for group in groups):
+        totals = sorted({float(group.totals[0]) for group in groups})
+        log.warning(
+            "round %d: all branches of each of the %d groups have the same reward (%s): nothing to learn but the KL "
+            "term. Raise rollout.temperature or rollout.branches, or check the answers in samples.jsonl",
+            *(index + 1, len(groups), ", ".join(f"{total:g}" for total in totals[:5])),
+        )
+
+
+def check_finite(update: Pairs, batch: object, ids: Sequence[str], folder: Path, limit: int) -> None:
+    """Ends the run after `limit` updates in a row without a finite gradient, and saves the last of their batches.
+
+    Args:
+        update: metrics of an update.
+        batch: a pytree with everything the update saw.
+        ids: samples in it.
+        folder: of the run.
+
+    Raises:
+        TrainingError: names the folder with the batch.
+    """
+    streak = int(update[NONFINITE_STREAK][0])
+    if streak < limit:
+        return
+    place = folder / "nonfinite"
+    place.mkdir(exist_ok=True)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
+    np.savez(place / "batch.npz", **{jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves})
+    write_json(place / "samples.json", list(ids))
+    raise TrainingError(
+        f"{streak} updates in a row had no finite gradient; none of them was applied",
+        where=f"the batch is in {place}",
+        fix="Look at the samples it names, lower optimizer.learning_rate, or set dtype: float32; the same command "
+        "then goes on from the newest checkpoint",
+    )
+
+
+def warn_about_sets(samples: Sequence[Sample]) -> None:
+    """Says once which training sets are published benchmarks."""
+    marked = Counter(sample.source for sample in samples if BENCHMARK in sample.tags)
+    if marked:
+        sets = ", ".join(f"{name} ({count} samples)" for name, count in marked.items())
+        log.warning("published as benchmarks: %s. Do not report scores on them; *_clean recipes leave them out", sets)
