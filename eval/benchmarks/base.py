@@ -61,7 +61,7 @@ class Benchmark:
     Attributes:
         name: as recipes write it.
         title: as tables write it.
-        repo, split: the data set on the Hugging Face hub.
+        repo, split, revision: the data set on the Hugging Face hub.
         folder: where it lies below the recipe's `root`, as published.
         tasks: its sub-tasks, configs of the data set; ("",) where there are none.
         columns: what every row has to have.
@@ -77,6 +77,7 @@ class Benchmark:
     title: ClassVar[str]
     repo: ClassVar[str]
     split: ClassVar[str] = "test"
+    revision: ClassVar[str | None] = None
     folder: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("",)
     columns: ClassVar[tuple[str, ...]]

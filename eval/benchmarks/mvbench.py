@@ -48,7 +48,7 @@ class MVBench(Choice):
     """Options without letters; the answer is an option's text."""
 
     name, title, repo, split, folder = "mvbench", "MVBench", "OpenGVLab/MVBench", "train", "mvbench_video"
-    tasks = tuple(FOLDERS)
+    revision, tasks = "video", tuple(FOLDERS)
     columns = ("video", "question", "candidates", "answer")
     keep = ("candidates", "answer")
     headline = "mvbench_accuracy"
