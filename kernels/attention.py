@@ -31,6 +31,7 @@ class DecodeCache:
         segments: non-zero where the prompt has a token; padded on the right.
         k, v: each branch's own; `R` may be 0.
         lengths: filled slots of each branch's own.
+        reach: static upper bound on `lengths`, or None: what lies beyond need not be read.
     """
 
     prompt_k: Float[Array, "L B P K H"] | Quantized
@@ -39,6 +40,7 @@ class DecodeCache:
     k: Float[Array, "L B G R K H"]
     v: Float[Array, "L B G R K H"]
     lengths: Int[Array, "B G"]
+    reach: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def attend(
@@ -164,6 +166,6 @@ def decode_partial(
     arguments = q, cache.prompt_k, cache.prompt_v, mask, cache.k, cache.v, cache.lengths, layer
     module = backends.choose("decode", backend, *arguments)
     if module.XLA_SPLITS:
-        return module.decode(*arguments)
+        return module.decode(*arguments, reach=cache.reach)
     axes = "B.K", ".B.K", ".B.K", "B", ".B..K", ".B..K", "B", ""
     return over_mesh(module.decode, arguments, axes, ("B.K", "B.K"))

@@ -73,22 +73,32 @@ class QwenVL(nnx.Module):
         return jnp.where(vision_index[..., None] >= 0, embeddings.slots[jnp.maximum(vision_index, 0)], x)
 
     def forward(
-        self, inputs: ModelInputs, attention: Attention, features: VisionFeatures | None = None, *, remat: bool = False
+        self,
+        inputs: ModelInputs,
+        attention: Attention,
+        features: VisionFeatures | None = None,
+        *,
+        embeddings: VisionEmbeddings | None = None,
+        caches: object = None,
+        remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], object]:
         """Hidden states under any attention, and what it yields per layer (a cache, for instance).
 
         Args:
-            inputs: the batch; its patches are not read if `features` are given.
+            inputs: the batch; its patches are not read if `features` or `embeddings` are given.
             attention: see `videoauto_jax.models.text.Attention`.
             features: the tower's features of `inputs.vision`, computed earlier.
+            embeddings: those of the mergers, computed earlier.
+            caches: pytree with a leading layer axis that `attention` gets its slices of, or None.
             remat: recompute activations in the backward pass.
         """
-        if features is None and inputs.vision is not None:
+        if embeddings is None and features is None and inputs.vision is not None:
             features = self.encode_vision(inputs.vision, remat=remat)
-        embeddings = None if features is None else self.merge_vision(features)
+        if features is not None:
+            embeddings = self.merge_vision(features)
         x = self.embed(inputs.token_ids, inputs.vision_index, embeddings)
         deepstack = None if embeddings is None else (embeddings.deepstack, inputs.vision_index)
-        return self.text(x, inputs.positions, attention, deepstack=deepstack, remat=remat)
+        return self.text(x, inputs.positions, attention, caches=caches, deepstack=deepstack, remat=remat)
 
     def hidden(
         self,

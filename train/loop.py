@@ -45,6 +45,7 @@ class GRPOTrainer:
             max_new_tokens=rollout.max_new_tokens,
             temperature=rollout.temperature,
             prompts=config.prompts // config.updates,
+            reuse_prefixes=False,
         )
         self.sampler = Sampler(learner.model(learner.initial), processor, sampling)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videoauto_jax.errors import ConfigError
-from videoauto_jax.models.inputs import ModelInputs
+from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.partition import BATCH_AXES
 
 Tree = TypeVar("Tree")
@@ -75,10 +75,13 @@ def place_rows(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
 
 def place_inputs(inputs: ModelInputs, mesh: Mesh) -> ModelInputs:
     """A host batch onto the mesh: rows and patches are split over the batch axes."""
-    vision = inputs.vision
-    if vision is not None:
-        corners = place_rows((vision.position_index, vision.position_weight), mesh, axis=1)
-        by_patch = place_rows(dataclasses.replace(vision, position_index=None, position_weight=None), mesh)
-        vision = dataclasses.replace(by_patch, position_index=corners[0], position_weight=corners[1])
+    vision = None if inputs.vision is None else place_vision(inputs.vision, mesh)
     token_ids, segment_ids, index = place_rows((inputs.token_ids, inputs.segment_ids, inputs.vision_index), mesh)
     return ModelInputs(token_ids, place_rows(inputs.positions, mesh, axis=1), segment_ids, index, vision)
+
+
+def place_vision(vision: VisionInputs, mesh: Mesh) -> VisionInputs:
+    """Packed visuals onto the mesh."""
+    corners = place_rows((vision.position_index, vision.position_weight), mesh, axis=1)
+    by_patch = place_rows(dataclasses.replace(vision, position_index=None, position_weight=None), mesh)
+    return dataclasses.replace(by_patch, position_index=corners[0], position_weight=corners[1])

@@ -26,10 +26,14 @@ class Scripted:
     def text(self):
         return self
 
+    @property
+    def dtype(self):
+        return jnp.float32
+
     def embed(self, token):
         return jnp.zeros((*token.shape, 4))
 
-    def forward(self, inputs, attention, features):
+    def forward(self, inputs, attention, embeddings, caches):
         return self(None, inputs.positions, attention)
 
     def __call__(self, x, positions, attention, caches=None):

@@ -1,4 +1,4 @@
-"""The two device programs against the forward pass of whole rows."""
+"""Prefill, admission and decoding against the forward pass of whole rows."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.protocol.automaton import compile_automaton
-from videoauto_jax.sampling import engine
+from videoauto_jax.sampling import cache, engine
 
 SLOTS, BRANCHES = 10, 2
 
@@ -25,9 +25,13 @@ def prompts(tiny_processor):
 @pytest.fixture(scope="module")
 def begun(tiny_model, tiny_processor, prompts):
     """The prompts' cache and first logits, and the automaton."""
+    inputs = tiny_processor.collate(prompts)
     position = np.array([prompt.next_position for prompt in prompts], np.int32)
     automaton = compile_automaton(tiny_processor.tokenizer, tiny_model.config.text.vocab_size)
-    return *engine.prefill(tiny_model, tiny_processor.collate(prompts), position), automaton
+    embeddings = cache.embed_vision(tiny_model, inputs.vision)
+    inputs, capacity = dataclasses.replace(inputs, vision=None), inputs.token_ids.shape[1]
+    offset = np.zeros(2, np.int32)
+    return *cache.prefill(tiny_model, None, inputs, offset, position, embeddings, capacity=capacity), automaton
 
 
 def settings(temperature=1.0, max_new_tokens=SLOTS, stop_ids=(-1,)):
@@ -36,14 +40,23 @@ def settings(temperature=1.0, max_new_tokens=SLOTS, stop_ids=(-1,)):
     )
 
 
-def run(model, begun, *, logits=None, stops=(SLOTS,), **options):
-    """Decodes in stages that end at `stops`."""
-    cache, first, automaton = begun
+def admitted(begun, *, slots=2, index=(0, 1), logits=None, **options):
+    """Both prompts in their slots, their first tokens written."""
+    prompts, first, automaton = begun
     keys = np.arange(2 * BRANCHES, dtype=np.uint32).reshape(2, BRANCHES)
-    state = engine.start(cache, first if logits is None else logits, keys, branches=BRANCHES, slots=SLOTS)
-    for until in stops:
-        state = engine.decode(model, cache, state, automaton, settings(**options), jnp.int32(until))
-    return jax.device_get(state)
+    state = engine.empty(prompts, slots=slots, branches=BRANCHES, tokens=SLOTS, dtype=np.dtype("float32"))
+    arguments = jax.tree.map(jnp.copy, prompts), first if logits is None else logits, np.array(index, np.int32), keys
+    return engine.admit(state, *arguments, automaton, settings(**options), whole=slots == 2 and index == (0, 1))
+
+
+def run(model, begun, *, most=(SLOTS,), enough=0, reach=SLOTS, options=None, **changes):
+    """Everything decoded, in calls of at most `most` steps; host branches and the last call's `Used`."""
+    state = admitted(begun, **changes, **(options or {}))
+    for steps in most:
+        state, used = engine.decode(
+            model, state, begun[2], settings(**(options or {})), jnp.int32(steps), jnp.int32(enough), reach=reach
+        )
+    return jax.device_get(state.branches), jax.device_get(used)
 
 
 def teacher_forced(model, prompt, tokens):
@@ -60,39 +73,51 @@ def teacher_forced(model, prompt, tokens):
     return np.asarray(logits[0, len(prompt.token_ids) - 1 : -1])
 
 
+def assert_same(found, expected, slots=slice(None), of=slice(None)):
+    for field in ("tokens", "log_probs", "length", "finish"):
+        mine, theirs = getattr(found, field)[slots], getattr(expected, field)[of]
+        np.testing.assert_array_equal(mine, theirs, err_msg=field)
+
+
 def test_decoding_equals_the_forward_pass_of_whole_rows(tiny_model, begun, prompts):
-    state = run(tiny_model, begun, temperature=0.7)
-    assert len({tuple(row) for row in state.tokens.reshape(-1, SLOTS)}) == 2 * BRANCHES
+    written, _ = run(tiny_model, begun, options={"temperature": 0.7})
+    assert len({tuple(row) for row in written.tokens.reshape(-1, SLOTS)}) == 2 * BRANCHES
     for b, prompt in enumerate(prompts):
         for g in range(BRANCHES):
-            logits, tokens = teacher_forced(tiny_model, prompt, state.tokens[b, g]), state.tokens[b, g]
+            tokens = written.tokens[b, g]
+            logits = teacher_forced(tiny_model, prompt, tokens)
             for field, divisor in (("log_probs", 1.0), ("sampling_log_probs", 0.7)):
                 expected = jax.nn.log_softmax(logits / divisor)[np.arange(SLOTS), tokens]
-                np.testing.assert_allclose(getattr(state, field)[b, g], expected, atol=1e-4)
+                np.testing.assert_allclose(getattr(written, field)[b, g], expected, atol=1e-4)
 
 
 def test_greedy_tokens_are_the_largest_logits(tiny_model, begun, prompts):
-    state = run(tiny_model, begun, temperature=0.0)
+    written, _ = run(tiny_model, begun, options={"temperature": 0.0})
     for b, prompt in enumerate(prompts):
-        np.testing.assert_array_equal(state.tokens[b, 0], state.tokens[b, 1])
-        logits = teacher_forced(tiny_model, prompt, state.tokens[b, 0])
-        np.testing.assert_array_equal(logits.argmax(-1), state.tokens[b, 0])
+        np.testing.assert_array_equal(written.tokens[b, 0], written.tokens[b, 1])
+        logits = teacher_forced(tiny_model, prompt, written.tokens[b, 0])
+        np.testing.assert_array_equal(logits.argmax(-1), written.tokens[b, 0])
 
 
-def test_stages_are_one_run(tiny_model, begun):
-    whole, staged = run(tiny_model, begun), run(tiny_model, begun, stops=(1, 4, 4, SLOTS))
-    for field in ("tokens", "log_probs", "length", "finish"):
-        np.testing.assert_array_equal(getattr(whole, field), getattr(staged, field), err_msg=field)
+def test_calls_slots_and_reach_change_nothing(tiny_model, begun):
+    whole, used = run(tiny_model, begun)
+    assert (used.steps, used.useful) == (SLOTS - 1, 2 * BRANCHES * (SLOTS - 1))  # the first token needs no step
+    assert_same(run(tiny_model, begun, most=(1, 3, 0, SLOTS))[0], whole)
+    assert_same(run(tiny_model, begun, most=(3,), reach=4)[0], run(tiny_model, begun, most=(3,))[0])
+    elsewhere, _ = run(tiny_model, begun, slots=4, index=(3, 1))
+    np.testing.assert_array_equal(elsewhere.tokens[[3, 1]], whole.tokens)
+    np.testing.assert_allclose(elsewhere.log_probs[[3, 1]], whole.log_probs, atol=1e-4)
+    assert (elsewhere.finish[[0, 2]] == engine.EMPTY).all() and not elsewhere.length[[0, 2]].any()
 
 
 def test_why_a_branch_ends(tiny_model, begun):
-    free = run(tiny_model, begun)
+    free, _ = run(tiny_model, begun)
     assert (free.finish == engine.LENGTH).all() and (free.length == SLOTS).all()
-    short = run(tiny_model, begun, max_new_tokens=4)
-    assert (short.finish == engine.LENGTH).all() and (short.length == 4).all() and short.step == 4
+    short, used = run(tiny_model, begun, options={"max_new_tokens": 4})
+    assert (short.finish == engine.LENGTH).all() and (short.length == 4).all() and used.steps == 3
     np.testing.assert_array_equal(short.tokens[..., :4], free.tokens[..., :4])
     stop = free.tokens[1, 0, 3]
-    stopped = run(tiny_model, begun, stop_ids=(stop,))
+    stopped, _ = run(tiny_model, begun, options={"stop_ids": (stop,)})
     first = free.tokens[1, 0].tolist().index(stop) + 1
     assert stopped.finish[1, 0] == engine.STOPPED and stopped.length[1, 0] == first
     np.testing.assert_array_equal(stopped.tokens[1, 0, :first], free.tokens[1, 0, :first])
@@ -101,19 +126,51 @@ def test_why_a_branch_ends(tiny_model, begun):
     np.testing.assert_array_equal(stopped.tokens[0, going], free.tokens[0, going])  # the others go on as they were
 
 
+def test_decoding_returns_when_enough_prompts_have_ended(tiny_model, begun):
+    free, _ = run(tiny_model, begun)
+    own = [[token for token in row[1:6] if token not in free.tokens[0]] for row in free.tokens[1]]
+    stops = [row[0] for row in own]  # both branches of the second prompt end
+    written, used = run(tiny_model, begun, enough=1, options={"stop_ids": tuple(stops)})
+    assert (written.finish[1] == engine.STOPPED).all() and (written.finish[0] == engine.RUNNING).all()
+    assert used.steps == written.length.max() - 1 < SLOTS - 1
+
+
 def test_a_branch_without_numbers_fails_alone(tiny_model, begun):
-    free, logits = run(tiny_model, begun), np.array(begun[1])
+    free, _ = run(tiny_model, begun)
+    logits = np.array(begun[1])
     logits[0, 5] = np.nan
-    state = run(tiny_model, begun, logits=jnp.asarray(logits))
-    assert (state.finish[0] == engine.FAILED).all() and (state.length[0] == 1).all()
-    np.testing.assert_array_equal(state.tokens[1], free.tokens[1])
-    np.testing.assert_array_equal(state.log_probs[1], free.log_probs[1])
+    written, _ = run(tiny_model, begun, logits=jnp.asarray(logits))
+    assert (written.finish[0] == engine.FAILED).all() and (written.length[0] == 1).all()
+    assert_same(written, free, 1, 1)
+
+
+def test_pieces_and_prefixes_give_the_cache_of_the_whole(tiny_model, begun, prompts):
+    """A prompt in pieces, the last of which overlaps with what is there; from another slot's prefix too."""
+    expected, logits, _ = begun
+    prompt, capacity = prompts[1], expected.capacity
+    count = len(prompt.token_ids)
+    embeddings = cache.embed_vision(tiny_model, prompt.vision)
+    before, position = None, np.array([prompt.next_position], np.int32)
+    for start, width in ((0, 16), (16, 16), (24, count - 24)):
+        here = slice(start, start + width)
+        inputs = ModelInputs(
+            prompt.token_ids[None, here], prompt.positions[:, None, here], np.ones((1, width), np.int32),
+            prompt.vision_index[None, here], None,
+        )  # fmt: skip
+        arguments = inputs, np.array([start], np.int32), position, embeddings
+        before, found = cache.prefill(tiny_model, before, *arguments, capacity=capacity)
+    np.testing.assert_allclose(found[0], logits[1], atol=2e-5)
+    np.testing.assert_allclose(before.k[:, 0, :count], expected.k[:, 1, :count], atol=2e-5)
+    assert before.length[0] == expected.length[1] == count
+    copied = cache.copy_prompts(expected, np.array([1], np.int32))
+    _, again = cache.prefill(tiny_model, copied, *arguments, capacity=capacity)
+    np.testing.assert_allclose(again[0], logits[1], atol=2e-5)
 
 
 def test_new_weights_compile_nothing(tiny_model, begun):
     run(tiny_model, begun)
     before = engine.decode._cache_size()
     other = jax.tree.map(lambda leaf: leaf * 1.1, tiny_model)
-    changed = run(other, begun, temperature=0.3)
+    changed, _ = run(other, begun, options={"temperature": 0.3})
     assert engine.decode._cache_size() == before and not dataclasses.is_dataclass(other)
-    assert (changed.tokens != run(tiny_model, begun, temperature=0.3).tokens).any()
+    assert (changed.tokens != run(tiny_model, begun, options={"temperature": 0.3})[0].tokens).any()

@@ -8,7 +8,7 @@ import pytest
 
 from videoauto_jax.errors import ConfigError, VideoAutoError
 from videoauto_jax.protocol import first_answer_confidence
-from videoauto_jax.sampling import engine
+from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 SURE, UNSURE, LOST, WRONG = (text + " 1" * count for text, count in zip("abcd", (0, 50, 100, 160)))
@@ -102,16 +102,21 @@ def test_sampled_branches_follow_the_probabilities(scripted):
     assert written.sampling_logprobs[0] > -0.01
 
 
+PROGRAMS = (cache.prefill, cache.copy_prompts, engine.empty, engine.widen, engine._admit_whole,
+            engine._admit_some, engine.decode, engine.pick)  # fmt: skip
+
+
 def test_nothing_compiles_again(sampler, scripted):
     answers(sampler, mode="second")
-    before = [function._cache_size() for function in (engine.prefill, engine.start, engine.decode)]
+    sampler([chat(WRONG)])  # one by itself is another shape
+    before = [program._cache_size() for program in PROGRAMS]
     for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"}):
         answers(sampler, **changes)
     sampler.model = jax.tree.map(lambda table: table * 1.5, sampler.model)
     answers(sampler)
     sampler([chat(WRONG)])  # fewer prompts than fit
     answers(scripted(SCRIPTS, **SETTINGS))
-    assert before == [function._cache_size() for function in (engine.prefill, engine.start, engine.decode)]
+    assert before == [program._cache_size() for program in PROGRAMS]
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +165,71 @@ def test_more_prompts_than_fit_come_back_in_order(sampler):
     order = [UNSURE, SURE, WRONG, SURE, LOST, UNSURE]
     found = sampler([chat(prompt) for prompt in order])
     assert [answer.first_answer for answer in found] == ["C", "A", "", "A", FALLBACK, "C"]
+
+
+def test_the_stream_takes_prompts_as_slots_become_free(sampler, tiny_processor):
+    """Two slots, and a long answer that keeps one of them while the other serves everybody else."""
+    order = [UNSURE, WRONG, WRONG, SURE, WRONG, LOST, WRONG]
+    taken = []
+
+    def prompts():
+        for number, prompt in enumerate(order):
+            taken.append(number)
+            yield tiny_processor.encode(chat(prompt))
+
+    sampler.config = dataclasses.replace(sampler.config, mode="second", prompts=2)
+    stream, found, ahead = sampler.stream(prompts()), {}, []
+    for position, (answer,) in stream:
+        found[position] = answer
+        ahead.append(len(taken) - len(found))
+    assert sampler.usage.useful == sum(len(answer.token_ids) - 1 for answer in found.values())
+    alone = {prompt: answer.text for prompt, answer in answers(sampler, prompts=4).items()}
+    assert [found[n].text for n in range(len(order))] == [alone[prompt] for prompt in order]
+    assert list(found) != sorted(found) and max(ahead) <= 4
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_the_others_finish(sampler, tiny_processor):
+    lengths = {prompt: len(tiny_processor.encode(chat(prompt)).token_ids) for prompt in SCRIPTS}
+    edge = lengths[UNSURE]
+    assert max(lengths.values()) == lengths[WRONG] > edge > lengths[SURE]
+    whole = answers(sampler)
+    for prompt, answer in answers(sampler, prompt_lengths=(edge,)).items():
+        if lengths[prompt] > edge:
+            assert answer.finish_reason == "refused" and answer.text == "" and answer.confidence == -1
+            assert f"{lengths[prompt]} tokens, {edge} are allowed" in answer.error
+        else:
+            assert answer.text == whole[prompt].text and answer.error == ""
+
+
+def test_another_question_about_a_video_computes_the_question_only(tiny_model, tiny_processor):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
+    videos = [
+        {"type": "video", "video": list(frames), "sample_fps": 2.0, "min_pixels": 16384, "max_pixels": 16384}
+        for frames in (noise, noise[::-1])
+    ]
+    asked = [(0, "What?"), (0, "Why does it happen?"), (1, "What?"), (0, "Where?"), (1, "Who?")]
+    prompts = [
+        tiny_processor.encode([{"role": "user", "content": [videos[v], {"type": "text", "text": text}]}])
+        for v, text in asked
+    ]
+    written = {}
+    for reuse in (False, True):
+        config = SamplingConfig(mode="second", max_new_tokens=8, prompts=2, prefill_tokens=64, reuse_prefixes=reuse)
+        sampler = Sampler(tiny_model, tiny_processor, config)
+        written[reuse] = [answer for _, (answer,) in sorted(sampler.stream(prompts), key=lambda item: item[0])]
+        total = sum(len(prompt.token_ids) for prompt in prompts)
+        assert sampler.usage.prefilled + sampler.usage.reused == total
+        assert (sampler.usage.reused > 0.5 * total) == reuse
+    for mine, expected in zip(written[True], written[False]):
+        np.testing.assert_array_equal(mine.token_ids, expected.token_ids)
+        np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
+    before = sampler.usage.prefilled
+    sampler.generate(prompts[4:], 1)  # from an earlier call
+    assert sampler.usage.prefilled - before < 0.2 * len(prompts[4].token_ids)
+    sampler.model = jax.tree.map(lambda leaf: leaf * 1.1, tiny_model)
+    before = sampler.usage.prefilled
+    sampler.generate(prompts[4:], 1)  # of other weights
+    assert sampler.usage.prefilled - before == len(prompts[4].token_ids)
 
 
 @pytest.mark.parametrize(

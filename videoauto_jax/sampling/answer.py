@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
@@ -27,8 +28,10 @@ class Answer:
         final_answer: content of the second box, "" if there is none.
         answer: the one that counts: the first if the gate ended the branch, else the second, else what there is.
         exited: the gate ended the branch after its first answer.
-        finish_reason: stop, exit, length or nan.
+        finish_reason: stop, exit, length, nan (logits that are not numbers), or refused (see `error`).
         first_tokens: tokens up to and including the one that closed the first answer; all of them if none did.
+        seconds: from the prompt's prefill until the last branch of its group had ended.
+        error: why there is no answer, "" if there is one.
     """
 
     text: str
@@ -43,6 +46,8 @@ class Answer:
     exited: bool
     finish_reason: str
     first_tokens: int
+    seconds: float
+    error: str = ""
 
 
 def make_answer(
@@ -53,6 +58,7 @@ def make_answer(
     confidence: float,
     finish: int,
     first_tokens: int,
+    seconds: float = 0.0,
 ) -> Answer:
     """Parses a finished branch."""
     response = parse_response(text)
@@ -71,4 +77,11 @@ def make_answer(
         exited=exited,
         finish_reason=FINISH_REASONS[finish],
         first_tokens=first_tokens,
+        seconds=seconds,
     )
+
+
+def refusal(reason: str) -> Answer:
+    """What stands for the answers to a prompt that cannot be run."""
+    none, ids = np.zeros(0, np.float32), np.zeros(0, np.int32)
+    return Answer("", ids, none, none, -1.0, "", "", "", "", False, "refused", 0, 0.0, reason)

@@ -1,7 +1,11 @@
-"""The two device programs of sampling: prefill a batch of prompts once, then decode all their branches.
+"""The slots: a fixed number of prompts on the device, each with its branches, and the two programs that work on them.
 
-Everything that changes between calls (weights, prompts, temperature, threshold, seeds, stop tokens) is an argument, so
-nothing recompiles. Shapes: `L` layers, `B` prompts, `P` prompt slots, `G` branches per prompt, `R` branch slots.
+`admit` puts prompts into free slots and writes the first token of their branches. `decode` writes further tokens of all
+branches until some have ended; then the host takes what is finished and admits what waits. Every branch counts its own
+steps, so neighbours in different stages do not matter. What changes between calls (weights, prompts, temperature,
+threshold, seeds, stop tokens) is an argument: nothing recompiles.
+
+Shapes: `L` layers, `B` prompt slots, `P` tokens of a prompt, `G` branches per prompt, `R` tokens of a branch.
 """
 
 import dataclasses
@@ -11,32 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from videoauto_jax.kernels.attention import DecodeCache, decode_attention, self_attention
-from videoauto_jax.models.inputs import ModelInputs
+from videoauto_jax.kernels.attention import DecodeCache, decode_attention
 from videoauto_jax.models.qwen_vl import QwenVL
-from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol import gate as gates
 from videoauto_jax.protocol.automaton import Automaton
+from videoauto_jax.sampling.cache import PromptCache, extend
+from videoauto_jax.sampling.draw import draw
+from videoauto_jax.sampling.placing import keep
 
-RUNNING, STOPPED, EXITED, LENGTH, FAILED = range(5)
-"""Why a branch ended: stop token, the gate, no slots left, logits that are not numbers."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PromptCache:
-    """Keys and values of prompts, shared by all their branches.
-
-    Attributes:
-        k, v: per layer.
-        segments: non-zero where the prompt has a token.
-        next_position: M-RoPE position of the first generated token.
-    """
-
-    k: Float[Array, "L B P K H"]
-    v: Float[Array, "L B P K H"]
-    segments: Int[Array, "B P"]
-    next_position: Int[Array, "B"]
+RUNNING, STOPPED, EXITED, LENGTH, FAILED, EMPTY = range(6)
+"""What a branch does: runs, or has ended by a stop token, the gate, its last slot, logits that are not numbers; or
+there is none."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,14 +48,11 @@ class Settings:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DecodeState:
-    """Everything a decoding step reads and writes.
+class Branches:
+    """What is written.
 
     Attributes:
-        step: tokens written so far by every running branch.
-        logits: of the next token.
-        k, v: the branches' own caches.
-        tokens, log_probs, sampling_log_probs: what was written; log-probs under the model and at the temperature.
+        tokens, log_probs, sampling_log_probs: tokens, and their log-probs under the model and as drawn.
         length: tokens of each branch, the stop token included.
         first_tokens: tokens up to and including the one that closed the first answer; 0 before that.
         finish: RUNNING or why the branch ended.
@@ -74,10 +60,6 @@ class DecodeState:
         keys: each branch's random key.
     """
 
-    step: Int[Array, ""]
-    logits: Float[Array, "B G V"]
-    k: Float[Array, "L B G R K H"]
-    v: Float[Array, "L B G R K H"]
     tokens: Int[Array, "B G R"]
     log_probs: Float[Array, "B G R"]
     sampling_log_probs: Float[Array, "B G R"]
@@ -88,138 +70,213 @@ class DecodeState:
     keys: UInt32[Array, "B G"]
 
 
-@jax.jit
-def prefill(
-    model: QwenVL, inputs: ModelInputs, next_position: Int[Array, "B"], features: VisionFeatures | None = None
-) -> tuple[PromptCache, Float[Array, "B V"]]:
-    """Runs prompts once: their cache and the logits of the first generated token.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Everything on the device.
 
-    Args:
-        model: the model; an argument, so that new weights are used without recompiling.
-        inputs: right-padded prompts.
-        next_position: position that follows each prompt.
-        features: the frozen tower's features of `inputs.vision`, computed earlier.
+    Attributes:
+        prompts: keys and values of the prompts, shared by their branches.
+        k, v: the branches' own: all their tokens but the newest.
+        branches: what they have written.
     """
 
-    def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, tuple[Array, Array]]:
-        return self_attention(q, k, v, inputs.segment_ids, causal=True, aligned=True), (k, v)
-
-    hidden, (k, v) = model.forward(inputs, attention, features)
-    last = jnp.sum(inputs.segment_ids > 0, axis=1) - 1
-    logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-    return PromptCache(k, v, inputs.segment_ids, next_position), logits
+    prompts: PromptCache
+    k: Float[Array, "L B G R K H"]
+    v: Float[Array, "L B G R K H"]
+    branches: Branches
 
 
-@partial(jax.jit, static_argnames=("branches", "slots"))
-def start(
-    cache: PromptCache, logits: Float[Array, "B V"], keys: UInt32[Array, "B G"], *, branches: int, slots: int
-) -> DecodeState:
-    """The state before the first token of `branches` branches with `slots` slots each."""
-    layers, rows, _, kv_heads, size = cache.k.shape
-    own = jnp.zeros((layers, rows, branches, slots, kv_heads, size), cache.k.dtype)
-    written = jnp.zeros((rows, branches, slots), jnp.float32)
-    zeros = jnp.zeros((rows, branches), jnp.int32)
-    return DecodeState(
-        step=jnp.zeros((), jnp.int32),
-        logits=jnp.broadcast_to(logits[:, None], (rows, branches, logits.shape[-1])),
-        k=own,
-        v=own,
-        tokens=written.astype(jnp.int32),
-        log_probs=written,
-        sampling_log_probs=written,
-        length=zeros,
-        first_tokens=zeros,
-        finish=zeros,
-        gate=gates.init((rows, branches)),
-        keys=keys,
-    )
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Used:
+    """What a call of `decode` did.
+
+    Attributes:
+        steps: decoding steps.
+        useful: tokens they wrote; the most there could be are `steps * B * G`.
+    """
+
+    steps: Int[Array, ""]
+    useful: Int[Array, ""]
 
 
-@partial(jax.jit, donate_argnames="state")
-def decode(
-    model: QwenVL,
-    cache: PromptCache,
-    state: DecodeState,
+@partial(jax.jit, static_argnames=("slots", "branches", "tokens", "dtype"))
+def empty(like: PromptCache, *, slots: int, branches: int, tokens: int, dtype: jnp.dtype) -> Slots:
+    """`slots` free slots of `branches` branches of `tokens` tokens, for prompts of `like`'s capacity."""
+    layers, _, _, kv_heads, size = like.k.shape
+    prompt = jax.tree.map(lambda x: jnp.zeros((layers, slots, *x.shape[2:]), x.dtype), (like.k, like.v))
+    own = jnp.zeros((layers, slots, branches, tokens, kv_heads, size), dtype)
+    zeros = jnp.zeros(slots, jnp.int32)
+    none = _begin(jnp.zeros((slots, branches), jnp.uint32), jnp.zeros(slots, bool), tokens)
+    return keep(Slots(PromptCache(*prompt, zeros, zeros), own, own, none))
+
+
+@partial(jax.jit, static_argnames="capacity", donate_argnames="slots")
+def widen(slots: Slots, *, capacity: int) -> Slots:
+    """The same slots with room for longer prompts."""
+    prompts = slots.prompts
+    k, v = jax.tree.map(lambda x: extend(x, capacity), (prompts.k, prompts.v))
+    return keep(dataclasses.replace(slots, prompts=dataclasses.replace(prompts, k=k, v=v)))
+
+
+def admit(
+    slots: Slots,
+    prompts: PromptCache,
+    logits: Float[Array, "r V"],
+    index: Int[Array, "r"],
+    keys: UInt32[Array, "r G"],
     automaton: Automaton,
     settings: Settings,
-    until: Int[Array, ""],
-) -> DecodeState:
-    """Decodes until every branch has ended, or `until` tokens have been written.
+    *,
+    whole: bool,
+) -> Slots:
+    """Puts prompts into slots and writes the first token of all their branches.
 
-    The state is donated: its caches are updated in place.
+    Args:
+        slots: donated.
+        prompts: as `prefill` returns them; donated if they are `whole`.
+        logits: of the first token.
+        index: slot of each prompt; one beyond the last slot belongs to no prompt.
+        keys: random keys of their branches.
+        automaton: the protocol's.
+        settings: how to write.
+        whole: prompt i goes to slot i, and there are as many as slots: what the slots held is gone, nothing is copied.
     """
-
-    def running(state: DecodeState) -> Bool[Array, ""]:
-        return (state.step < until) & jnp.any(state.finish == RUNNING)
-
-    def step(state: DecodeState) -> DecodeState:
-        state, token = _write(state, automaton, settings)
-        return _advance(model, cache, state, token)
-
-    return jax.lax.while_loop(running, step, state)
+    program = _admit_whole if whole else _admit_some
+    return program(slots, prompts, logits, index, keys, automaton, settings)
 
 
-def _write(state: DecodeState, automaton: Automaton, settings: Settings) -> tuple[DecodeState, Int[Array, "B G"]]:
-    """Samples a token for every running branch, records it, and decides which branches end."""
-    active = state.finish == RUNNING
-    token, log_prob, sampling_log_prob = _sample(state, settings.temperature)
-    gate = gates.advance(automaton, state.gate, token, log_prob, active)
-    length = state.length + active
+def _admit(
+    slots: Slots,
+    prompts: PromptCache,
+    logits: Array,
+    index: Array,
+    keys: Array,
+    automaton: Automaton,
+    settings: Settings,
+    *,
+    whole: bool,
+) -> Slots:
+    tokens = slots.branches.tokens.shape[-1]
+    count = slots.branches.tokens.shape[0]
+    fresh = _begin(keys, index < count, tokens)
+    spread = jnp.broadcast_to(logits[:, None], (*keys.shape, logits.shape[-1]))
+    fresh = _write(fresh, spread, automaton, settings)
+    by_row = lambda old, new: new if whole else old.at[index].set(new, mode="drop")  # noqa: E731
+    by_layer = lambda old, new: new if whole else old.at[:, index].set(new, mode="drop")  # noqa: E731
+    old = slots.prompts
+    k, v = jax.tree.map(by_layer, (old.k, old.v), (prompts.k, prompts.v))
+    length, position = by_row(old.length, prompts.length), by_row(old.next_position, prompts.next_position)
+    branches = jax.tree.map(by_row, slots.branches, fresh)
+    return keep(Slots(PromptCache(k, v, length, position), slots.k, slots.v, branches))
+
+
+_admit_whole = jax.jit(partial(_admit, whole=True), donate_argnums=(0, 1))
+_admit_some = jax.jit(partial(_admit, whole=False), donate_argnums=0)
+
+
+@partial(jax.jit, static_argnames="reach", donate_argnames="slots")
+def decode(
+    model: QwenVL,
+    slots: Slots,
+    automaton: Automaton,
+    settings: Settings,
+    most: Int[Array, ""],
+    enough: Int[Array, ""],
+    *,
+    reach: int,
+) -> tuple[Slots, Used]:
+    """Writes until `most` tokens have been written or no more than `enough` prompts have a branch that runs.
+
+    Args:
+        model: the model.
+        slots: donated: its caches are updated in place.
+        automaton: the protocol's.
+        settings: how to write.
+        most: steps.
+        enough: prompts.
+        reach: no branch gets longer than this; static, and a few values only.
+    """
+    prompts = slots.prompts
+
+    def going(carry: tuple) -> Bool[Array, ""]:
+        _, _, branches, used = carry
+        running = jnp.any(branches.finish == RUNNING, axis=1)
+        return (used.steps < most) & (jnp.sum(running) > enough)
+
+    def step(carry: tuple) -> tuple:
+        k, v, branches, used = carry
+        running = jnp.sum(branches.finish == RUNNING)
+        logits, k, v = _advance(model, prompts, k, v, branches, reach)
+        branches = _write(branches, logits, automaton, settings)
+        return k, v, keep(branches), Used(used.steps + 1, used.useful + running)
+
+    nothing = Used(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    k, v, branches, used = jax.lax.while_loop(going, step, (slots.k, slots.v, slots.branches, nothing))
+    return keep(Slots(prompts, k, v, branches)), used
+
+
+@jax.jit
+def pick(branches: Branches, index: Int[Array, "r"]) -> Branches:
+    """The branches of some slots."""
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), branches)
+
+
+def _begin(keys: UInt32[Array, "B G"], used: Bool[Array, "B"], tokens: int) -> Branches:
+    """Branches before their first token."""
+    written = jnp.zeros((*keys.shape, tokens), jnp.float32)
+    zeros = jnp.zeros(keys.shape, jnp.int32)
+    finish = jnp.where(used[:, None], RUNNING, EMPTY) + zeros
+    start = gates.init(keys.shape)
+    return Branches(written.astype(jnp.int32), written, written, zeros, zeros, finish, start, keys)
+
+
+def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automaton, settings: Settings) -> Branches:
+    """Draws a token for every running branch, records it, and decides which branches end."""
+    active = branches.finish == RUNNING
+    drawn = draw(logits, branches.keys, branches.length, settings.temperature)
+    gate = gates.advance(automaton, branches.gate, drawn.token, drawn.log_prob, active)
+    length = branches.length + active
     closed = gates.first_closed(automaton, gate)
     confident = closed & (gate.confidence >= settings.threshold)
     reasons = [
-        (~jnp.all(jnp.isfinite(state.logits), axis=-1), FAILED),
-        (jnp.any(token[..., None] == settings.stop_ids, axis=-1), STOPPED),
+        (~jnp.all(jnp.isfinite(logits), axis=-1), FAILED),
+        (jnp.any(drawn.token[..., None] == settings.stop_ids, axis=-1), STOPPED),
         (confident, EXITED),
         (length >= settings.max_new_tokens, LENGTH),
     ]
     finish = jnp.select([when for when, _ in reasons], [why for _, why in reasons], RUNNING)
-    put = lambda old, new: old.at[:, :, state.step].set(jnp.where(active, new, old[:, :, state.step]))  # noqa: E731
-    written = dataclasses.replace(
-        state,
-        tokens=put(state.tokens, token),
-        log_probs=put(state.log_probs, log_prob),
-        sampling_log_probs=put(state.sampling_log_probs, sampling_log_prob),
+    here = active[..., None] & (jnp.arange(branches.tokens.shape[-1]) == branches.length[..., None])
+    put = lambda old, new: jnp.where(here, new[..., None], old)  # noqa: E731
+    return dataclasses.replace(
+        branches,
+        tokens=put(branches.tokens, drawn.token),
+        log_probs=put(branches.log_probs, drawn.log_prob),
+        sampling_log_probs=put(branches.sampling_log_probs, drawn.sampling_log_prob),
         length=length,
-        first_tokens=jnp.where(closed & (state.first_tokens == 0), length, state.first_tokens),
-        finish=jnp.where(active, finish, state.finish),
+        first_tokens=jnp.where(closed & (branches.first_tokens == 0), length, branches.first_tokens),
+        finish=jnp.where(active, finish, branches.finish),
         gate=gate,
     )
-    return written, token
 
 
-def _sample(state: DecodeState, temperature: Float[Array, ""]) -> tuple[Array, Array, Array]:
-    """A token per branch by the Gumbel trick. A branch's noise depends on its own key and step only."""
-    safe = jnp.maximum(temperature, 1e-6)
-
-    def noise() -> Float[Array, "B G V"]:
-        draw = lambda key: jax.random.gumbel(jax.random.fold_in(jax.random.key(key), state.step), logits.shape[-1:])  # noqa: E731
-        return jax.vmap(jax.vmap(draw))(state.keys) * safe
-
-    logits = state.logits
-    token = jnp.argmax(logits + jax.lax.cond(temperature > 0, noise, lambda: jnp.zeros_like(logits)), axis=-1)
-    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    tempered = chosen / safe - jax.nn.logsumexp(logits / safe, axis=-1)
-    return token.astype(jnp.int32), log_prob, jnp.where(temperature > 0, tempered, log_prob)
-
-
-def _advance(model: QwenVL, cache: PromptCache, state: DecodeState, token: Int[Array, "B G"]) -> DecodeState:
-    """Runs the new tokens through the model: their logits, and their keys and values into the branches' caches."""
-    lengths = jnp.full(token.shape, state.step)
-    caches = DecodeCache(cache.k, cache.v, cache.segments, state.k, state.v, lengths)
+def _advance(
+    model: QwenVL, prompts: PromptCache, k: Array, v: Array, branches: Branches, reach: int
+) -> tuple[Float[Array, "B G V"], Array, Array]:
+    """Runs every branch's newest token: the logits of the next, and its keys and values into the branch's cache."""
+    rows, count, _ = branches.tokens.shape
+    place = jnp.maximum(branches.length - 1, 0)
+    token = jnp.take_along_axis(branches.tokens, place[..., None], axis=-1)[..., 0]
+    segments = jnp.arange(prompts.capacity) < prompts.length[:, None]
+    caches = DecodeCache(prompts.k, prompts.v, segments, k, v, place, reach)
 
     def attention(q: Array, k: Array, v: Array, layer: Array) -> tuple[Array, tuple[Array, Array]]:
         return decode_attention(q, k, v, caches, layer), (k, v)
 
-    position = jnp.broadcast_to(cache.next_position[:, None] + state.step, token.shape)
-    x = model.text.embed(token)
-    layers = jnp.arange(cache.k.shape[0])
-    hidden, (k, v) = model.text(x, jnp.stack([position] * 3), attention, caches=layers)
-    return dataclasses.replace(
-        state,
-        step=state.step + 1,
-        logits=model.logits(hidden),
-        k=jax.lax.dynamic_update_slice_in_dim(state.k, k[:, :, :, None], state.step, axis=3),
-        v=jax.lax.dynamic_update_slice_in_dim(state.v, v[:, :, :, None], state.step, axis=3),
-    )
+    position = prompts.next_position[:, None] + place
+    layers = jnp.arange(k.shape[0])
+    hidden, new = model.text(model.text.embed(token), jnp.stack([position] * 3), attention, caches=layers)
+    b, g = jnp.arange(rows)[:, None], jnp.arange(count)[None]
+    k, v = (cache.at[:, b, g, place].set(x) for cache, x in zip((k, v), new))
+    return model.logits(hidden), k, v

@@ -1,63 +1,26 @@
-"""From chat messages to answers: batches of prompts through the two device programs."""
+"""From chat messages to answers: prompts through the slots."""
 
-import dataclasses
-import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from videoauto_jax.data.encoding import Encoded
-from videoauto_jax.errors import ConfigError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling import engine
-from videoauto_jax.sampling.answer import Answer, Mode, make_answer
+from videoauto_jax.sampling.answer import Answer, make_answer, refusal
+from videoauto_jax.sampling.config import SamplingConfig
+from videoauto_jax.sampling.pieces import Collated
+from videoauto_jax.sampling.schedule import Finished, Schedule, Usage
+from videoauto_jax.sampling.table import Table, Writing
 
 if TYPE_CHECKING:
     from videoauto_jax.data.processor import Processor
 
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How responses are written.
-
-    Attributes:
-        mode: `first` ends a branch after its first answer, `auto` does so where its confidence reaches `threshold`,
-            `second` never; `record` is `second`, for scoring every mode from one pass.
-        threshold: least confidence, exp(mean log p), that makes thinking unnecessary in `auto`.
-        max_new_tokens: most tokens of a branch.
-        temperature: 0 is greedy.
-        seed: with the prompt and the branch's number it determines a branch's tokens.
-        prompts: prompts that run at once.
-    """
-
-    mode: Mode = "auto"
-    threshold: float = 0.97
-    max_new_tokens: int = 4096
-    temperature: float = 0.0
-    seed: int = 0
-    prompts: int = 8
-
-    def __post_init__(self):
-        if self.mode not in get_args(Mode):
-            fix = f"Use one of {', '.join(get_args(Mode))}"
-            raise ConfigError(f"there is no mode {self.mode!r}", where="sampling", fix=fix)
-        if self.max_new_tokens < 1 or self.prompts < 1 or self.temperature < 0:
-            raise ConfigError(
-                f"max_new_tokens={self.max_new_tokens}, prompts={self.prompts}, temperature={self.temperature}",
-                where="sampling",
-                fix="The first two are at least 1, the temperature at least 0",
-            )
-
-    @property
-    def exit_threshold(self) -> float:
-        """The confidence at which the compiled loop ends a branch."""
-        return {"first": -np.inf, "auto": self.threshold}.get(self.mode, np.inf)
+__all__ = ["Sampler", "SamplingConfig"]
 
 
 class Sampler:
@@ -66,13 +29,27 @@ class Sampler:
     Args:
         model: the model. `sampler.model` may be replaced by one of the same shapes; nothing recompiles.
         processor: the checkpoint's processor.
-        config: see `SamplingConfig`.
+        config: see `SamplingConfig`; may be replaced too.
+
+    Attributes:
+        usage: what prefill and decoding did so far.
     """
 
     def __init__(self, model: QwenVL, processor: "Processor", config: SamplingConfig | None = None):
-        self.model, self.processor, self.config = model, processor, config or SamplingConfig()
+        self._model, self.processor, self.config = model, processor, config or SamplingConfig()
+        self._idle: tuple[tuple, Table] | None = None
+        self.usage = Usage()
         vocabulary = model.config.text.vocab_size
         self.automaton = compile_automaton(processor.tokenizer, vocabulary, processor.eos_token_ids)
+
+    @property
+    def model(self) -> QwenVL:
+        """The weights in use."""
+        return self._model
+
+    @model.setter
+    def model(self, model: QwenVL) -> None:
+        self._model, self._idle = model, None  # what other weights have computed is of no use
 
     def __call__(self, conversations: Sequence[list[dict]]) -> list[Answer]:
         """One answer per conversation (HF chat messages)."""
@@ -80,11 +57,7 @@ class Sampler:
 
     def rollout(self, conversations: Sequence[list[dict]], branches: int) -> list[list[Answer]]:
         """`branches` answers per conversation; each prompt is computed once."""
-        groups: list[list[Answer]] = []
-        for start in range(0, len(conversations), self.config.prompts):
-            batch = conversations[start : start + self.config.prompts]
-            groups += self.generate([self.processor.encode(messages) for messages in batch], branches)
-        return groups
+        return _in_order(self.stream(map(self.processor.encode, conversations), branches))
 
     def generate(
         self,
@@ -95,31 +68,52 @@ class Sampler:
         features: VisionFeatures | None = None,
         seed: int | None = None,
     ) -> list[list[Answer]]:
-        """`branches` answers for each of at most `config.prompts` prompts, in one batch.
+        """`branches` answers for each prompt, in the order of the prompts.
 
         Args:
-            prompts: encoded prompts.
+            prompts: encoded prompts; at most as many as `inputs` has rows, if that is given.
             branches: answers per prompt, `G`.
-            inputs: the prompts collated, if the caller already has them.
+            inputs: the prompts collated, if the caller already has them: they run at once, a slot for each row.
             features: the frozen tower's features of `inputs`, computed earlier.
             seed: replaces the config's.
         """
+        collated = None if inputs is None else Collated(inputs, features)
+        return _in_order(self._stream(prompts, branches, seed, collated))
+
+    def stream(self, prompts: Iterable[Encoded], branches: int = 1) -> Iterator[tuple[int, list[Answer]]]:
+        """Answers in the order in which they are finished.
+
+        Args:
+            prompts: encoded prompts; taken one by one as slots become free, so they may be made while others run.
+            branches: answers per prompt, `G`.
+
+        Yields:
+            The prompt's number, counted from 0, and its answers.
+        """
+        return self._stream(prompts, branches, None, None)
+
+    def _stream(
+        self, prompts: Iterable[Encoded], branches: int, seed: int | None, collated: Collated | None
+    ) -> Iterator[tuple[int, list[Answer]]]:
         config = self.config
-        if not prompts:
-            return []
-        if inputs is None:
-            # A short last batch repeats its first prompt rather than compiling for another number of rows.
-            inputs = self.processor.collate([*prompts, *[prompts[0]] * (config.prompts - len(prompts))])
-        rows = inputs.token_ids.shape[0]
-        padded = [*prompts, *[prompts[0]] * (rows - len(prompts))]
-        position = np.array([prompt.next_position for prompt in padded], np.int32)
-        cache, logits = engine.prefill(self.model, inputs, position, features)
-        keys = _keys(padded, branches, config.seed if seed is None else seed)
-        state = engine.start(cache, logits, keys, branches=branches, slots=config.max_new_tokens)
-        state = engine.decode(
-            self.model, cache, state, self.automaton, self._settings(), jnp.int32(config.max_new_tokens)
+        slots = config.prompts if collated is None else collated.inputs.token_ids.shape[0]
+        sizes = (slots, branches, config.max_new_tokens, config.prompt_lengths, config.prefill_tokens)
+        kept, self._idle = self._idle, None
+        table = kept[1] if kept and kept[0] == sizes else Table(config, slots, branches, self.processor.pad_token_id)
+        del kept
+        schedule = Schedule(
+            table,
+            enumerate(prompts),
+            seed=config.seed if seed is None else seed,
+            reuse=config.reuse_prefixes,
+            collated=collated,
+            usage=self.usage,
         )
-        return self._answers(state, len(prompts))
+        model = self._model
+        for finished in schedule.run(Writing(model, self.automaton, self._settings())):
+            yield finished.position, self._answers(finished, branches)
+        if config.reuse_prefixes and self._model is model:
+            self._idle = sizes, table
 
     def _settings(self) -> engine.Settings:
         config = self.config
@@ -130,32 +124,26 @@ class Sampler:
             stop_ids=jnp.array(sorted(self.processor.eos_token_ids), jnp.int32),
         )
 
-    def _answers(self, state: engine.DecodeState, count: int) -> list[list[Answer]]:
-        fields = ("tokens", "log_probs", "sampling_log_probs", "length", "first_tokens", "finish")
-        host = jax.device_get({name: getattr(state, name) for name in fields} | {"confidence": state.gate.confidence})
-        groups = host["tokens"].shape[1]
-        return [[self._answer(host, b, g) for g in range(groups)] for b in range(count)]
+    def _answers(self, finished: Finished, branches: int) -> list[Answer]:
+        written = finished.branches
+        if written is None:
+            return [refusal(finished.reason)] * branches
+        return [self._answer(written, g, finished.seconds) for g in range(branches)]
 
-    def _answer(self, host: dict[str, np.ndarray], b: int, g: int) -> Answer:
-        length = int(host["length"][b, g])
-        tokens = host["tokens"][b, g, :length]
+    def _answer(self, branches: engine.Branches, g: int, seconds: float) -> Answer:
+        length = int(branches.length[g])
+        tokens = branches.tokens[g, :length]
         return make_answer(
             self.processor.decode(tokens),
             tokens,
-            host["log_probs"][b, g, :length],
-            host["sampling_log_probs"][b, g, :length],
-            float(host["confidence"][b, g]),
-            int(host["finish"][b, g]),
-            int(host["first_tokens"][b, g]) or length,
+            branches.log_probs[g, :length],
+            branches.sampling_log_probs[g, :length],
+            float(branches.gate.confidence[g]),
+            int(branches.finish[g]),
+            int(branches.first_tokens[g]) or length,
+            seconds,
         )
 
 
-def _keys(prompts: Sequence[Encoded], branches: int, seed: int) -> np.ndarray:
-    """A 32-bit seed per branch from (seed, prompt, branch), whatever else is in the batch."""
-    keys = np.empty((len(prompts), branches), np.uint32)
-    for b, prompt in enumerate(prompts):
-        digest = zlib.crc32(np.ascontiguousarray(prompt.token_ids, np.int32).tobytes())
-        if prompt.vision is not None:
-            digest = zlib.crc32(np.ascontiguousarray(prompt.vision.patches).tobytes(), digest)
-        keys[b] = [zlib.crc32(f"{seed}/{branch}".encode(), digest) for branch in range(branches)]
-    return keys
+def _in_order(stream: Iterator[tuple[int, list[Answer]]]) -> list[list[Answer]]:
+    return [answers for _, answers in sorted(stream, key=lambda item: item[0])]

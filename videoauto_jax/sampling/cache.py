@@ -1,0 +1,108 @@
+"""Keys and values of prompts, computed once and read by all branches.
+
+Prompts go through the model in pieces: the whole of a short one, the parts of a long one one after the other, or what
+follows a prefix that another prompt has left. A piece attends to what is already there (`offset` tokens) and to itself.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from videoauto_jax.kernels.attention import attend, merge
+from videoauto_jax.kernels.mask import packed, shared
+from videoauto_jax.models.inputs import ModelInputs, VisionInputs
+from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.models.vision import VisionEmbeddings, VisionFeatures
+from videoauto_jax.sampling.placing import keep
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptCache:
+    """Prompts on the device.
+
+    Attributes:
+        k, v: per layer.
+        length: tokens of each prompt; what lies behind them means nothing.
+        next_position: M-RoPE position of the first generated token.
+    """
+
+    k: Float[Array, "L B P K H"]
+    v: Float[Array, "L B P K H"]
+    length: Int[Array, "B"]
+    next_position: Int[Array, "B"]
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a prompt, `P`."""
+        return self.k.shape[2]
+
+
+@jax.jit
+def embed_vision(
+    model: QwenVL, vision: VisionInputs | None, features: VisionFeatures | None = None
+) -> VisionEmbeddings:
+    """What fills the visual slots of a batch of prompts; `features` of the frozen tower spare running it."""
+    return model.merge_vision(model.encode_vision(vision) if features is None else features)
+
+
+@partial(jax.jit, static_argnames="capacity", donate_argnames="before")
+def prefill(
+    model: QwenVL,
+    before: PromptCache | None,
+    inputs: ModelInputs,
+    offset: Int[Array, "B"],
+    next_position: Int[Array, "B"],
+    embeddings: VisionEmbeddings | None = None,
+    *,
+    capacity: int,
+) -> tuple[PromptCache, Float[Array, "B V"]]:
+    """Runs a piece of each prompt: the cache with it, and the logits of the token behind it.
+
+    Args:
+        model: the model; an argument, so that new weights are used without recompiling.
+        before: what comes before the pieces, donated; None if that is nothing.
+        inputs: the pieces, right-padded; `inputs.vision` is not read.
+        offset: tokens before each piece. `offset + T` must not exceed the capacity.
+        next_position: position that follows each prompt.
+        embeddings: what `inputs.vision_index` points into.
+        capacity: `P` of the result, the same as that of `before`.
+    """
+    segments = inputs.segment_ids
+    earlier = None if before is None else (before.k, before.v)
+
+    def attention(q: Array, k: Array, v: Array, cache: tuple[Array, Array] | None) -> tuple[Array, tuple]:
+        own = attend(q, k, v, packed(segments, causal=True, aligned=True))
+        if cache is not None:
+            seen = shared(segments > 0, jnp.arange(capacity) < offset[:, None], aligned=True)
+            own = merge(attend(q, *cache, seen), own)
+        return own[0], (k, v)
+
+    hidden, new = model.forward(inputs, attention, embeddings=embeddings, caches=earlier)
+    count = jnp.sum(segments > 0, axis=1)
+    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    k, v = (_join(old, x, offset, capacity) for old, x in zip(earlier or (None, None), new))
+    return keep(PromptCache(k, v, offset + count, next_position)), model.logits(last)
+
+
+def _join(old: Array | None, new: Array, offset: Int[Array, "B"], capacity: int) -> Array:
+    """`new` behind the first `offset` tokens of `old`."""
+    if old is None:
+        return jnp.pad(new, [(0, 0), (0, 0), (0, capacity - new.shape[2]), (0, 0), (0, 0)])
+    put = lambda row, piece, at: jax.lax.dynamic_update_slice_in_dim(row, piece, at, axis=1)  # noqa: E731
+    return jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(old, new, offset)
+
+
+@jax.jit
+def copy_prompts(cache: PromptCache, rows: Int[Array, "r"]) -> PromptCache:
+    """Some prompts of a cache, in a cache of their own."""
+    by_layer = [jnp.take(x, rows, axis=1, mode="clip") for x in (cache.k, cache.v)]
+    return PromptCache(*by_layer, *(jnp.take(x, rows, mode="clip") for x in (cache.length, cache.next_position)))
+
+
+def extend(x: Array, capacity: int) -> Array:
+    """A cache's keys or values with room for longer prompts."""
+    return jnp.pad(x, [(0, 0), (0, 0), (0, capacity - x.shape[2]), *[(0, 0)] * (x.ndim - 3)])

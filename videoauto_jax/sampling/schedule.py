@@ -1,0 +1,217 @@
+"""Continuous batching: prompts wait for slots, finished ones free theirs, and what is alike is computed once."""
+
+import dataclasses
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+
+from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.sampling import engine
+from videoauto_jax.sampling.pieces import Collated
+from videoauto_jax.sampling.prefixes import shared_length, trace
+from videoauto_jax.sampling.table import Entry, Table, Writing
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A prompt in a slot: its number in the stream, and when its prefill began."""
+
+    position: int
+    since: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A prompt whose branches have all ended.
+
+    Attributes:
+        position: its number in the stream.
+        branches: what is written, host arrays `[G, …]`; None if the prompt was refused.
+        seconds: from its prefill to its end.
+        reason: why it was refused.
+    """
+
+    position: int
+    branches: engine.Branches | None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclasses.dataclass
+class Usage:
+    """What decoding did so far.
+
+    Attributes:
+        steps: decoding steps.
+        slots: tokens that all branches together could have written in them.
+        useful: tokens they did write.
+        prefilled: prompt tokens that were computed.
+        reused: prompt tokens that another prompt had computed.
+    """
+
+    steps: int = 0
+    slots: int = 0
+    useful: int = 0
+    prefilled: int = 0
+    reused: int = 0
+
+
+class Schedule:
+    """One pass of prompts through the slots.
+
+    Args:
+        table: the slots; none of them has a branch that runs.
+        prompts: with their numbers; taken as slots become free.
+        seed: of the random keys.
+        reuse: look for prefixes that slots hold already.
+        collated: the first prompts, as many as there are slots, collated.
+        usage: counted on.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        prompts: Iterable[tuple[int, Encoded]],
+        *,
+        seed: int,
+        reuse: bool,
+        collated: Collated | None,
+        usage: Usage,
+    ):
+        self._table, self._prompts, self._seed, self._reuse = table, iter(prompts), seed, reuse
+        self._collated, self._usage = collated, usage
+        self._waiting: deque[tuple[int, Encoded]] = deque()
+        self._refused: list[Finished] = []
+        self._exhausted = False
+        self._running: dict[int, Running] = {}
+        self._free = table.free
+        self._longest = 0
+
+    def run(self, writing: Writing) -> Iterator[Finished]:
+        """Prompts in the order in which they end. What the caller does with one overlaps with the device's work."""
+        done: list[Finished] = []
+        while True:
+            self._admit(writing)
+            done, self._refused = done + self._refused, []
+            if not self._running:
+                yield from done
+                return
+            used = self._decode(writing)
+            yield from done
+            self._wait_for(max(1, self._table.slots // 8))
+            done = self._collect(used)
+
+    def _wait_for(self, count: int) -> None:
+        """Has that many prompts at hand, if there are so many left."""
+        while len(self._waiting) < count and not self._exhausted:
+            prompt = next(self._prompts, None)
+            if prompt is None:
+                self._exhausted = True
+            elif reason := self._table.refusal(prompt[1]):
+                self._refused.append(Finished(prompt[0], None, reason=reason))
+            else:
+                self._waiting.append(prompt)
+
+    def _admit(self, writing: Writing) -> None:
+        self._wait_for(len(self._free))
+        while self._free and self._waiting:
+            entries, positions = self._next_batch()
+            self._table.fill(writing, entries, self._collated)
+            self._collated = None
+            for entry, position in zip(entries, positions):
+                self._running[entry.slot] = Running(position, time.perf_counter())
+                self._usage.prefilled += len(entry.prompt.token_ids) - entry.shared
+                self._usage.reused += entry.shared
+            self._longest = max(self._longest, 1)
+
+    def _next_batch(self) -> tuple[list[Entry], list[int]]:
+        """Waiting prompts that go through the model together, in slots of their own."""
+        if self._collated is not None:
+            most = self._table.slots
+        else:
+            most = _batch_size(min(len(self._free), len(self._waiting)), self._table.slots)
+        if 2 * most > self._table.slots == len(self._free):
+            self._free = self._table.free = deque(range(self._table.slots))  # whole tables need no copy
+        entries: list[Entry] = []
+        positions: list[int] = []
+        while self._waiting and len(entries) < most:
+            entry = self._entry(self._waiting[0][1], entries)
+            if entry is None:
+                break
+            self._free.remove(entry.slot)
+            entries.append(entry)
+            positions.append(self._waiting.popleft()[0])
+        return entries, positions
+
+    def _entry(self, prompt: Encoded, batch: list[Entry]) -> Entry | None:
+        """A slot for a prompt; None if it has to wait for this batch, because it shares a prefix with one of it, or
+        cannot go through the model beside it."""
+        keys = branch_keys(prompt, self._table.branches, self._seed)
+        if self._collated is not None or not self._reuse:
+            entry = Entry(self._free[0], prompt, None, keys)
+        else:
+            entry = self._best_entry(prompt, keys)
+            if any(shared_length(entry.trace, other.trace) > entry.shared for other in batch):
+                return None
+        pieces = {len(other.prompt.token_ids) - other.shared > self._table.piece for other in (entry, *batch)}
+        alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
+        fits = self._collated is not None or (alike and pieces == {False})
+        return entry if fits or not batch else None
+
+    def _best_entry(self, prompt: Encoded, keys: np.ndarray) -> Entry:
+        """The entry that reuses most of what the slots hold."""
+        mine = trace(prompt)
+        held = [0 if other is None else shared_length(mine, other) for other in self._table.traces]
+        source = int(np.argmax(held))
+        slot = source if held[source] and source in self._free else self._free[0]
+        return Entry(slot, prompt, mine, keys, source, held[source])
+
+    def _decode(self, writing: Writing) -> engine.Used:
+        waits = bool(self._waiting) or not self._exhausted
+        enough = max(0, len(self._running) - max(1, self._table.slots // 8)) if waits else 0
+        return self._table.decode(writing, longest=self._longest, most=self._table.tokens, enough=enough)
+
+    def _collect(self, used: engine.Used) -> list[Finished]:
+        finish, length = self._table.progress()
+        steps, useful = int(used.steps), int(used.useful)
+        self._usage.steps += steps
+        self._usage.slots += steps * finish.size
+        self._usage.useful += useful
+        self._longest = int(length.max(where=finish == engine.RUNNING, initial=0))
+        ended = [slot for slot in self._running if (finish[slot] != engine.RUNNING).all()]
+        if not ended:
+            return []
+        taken = self._table.take(ended)
+        now = time.perf_counter()
+        found = []
+        for row, slot in enumerate(ended):
+            running = self._running.pop(slot)
+            self._free.append(slot)
+            found.append(Finished(running.position, _row(taken, row), now - running.since))
+        return found
+
+
+def branch_keys(prompt: Encoded, branches: int, seed: int) -> np.ndarray:
+    """A 32-bit key per branch from (seed, prompt, branch), whatever else runs."""
+    digest = zlib.crc32(np.ascontiguousarray(prompt.token_ids, np.int32).tobytes())
+    if prompt.vision is not None:
+        digest = zlib.crc32(np.ascontiguousarray(prompt.vision.patches).data, digest)
+    return np.array([zlib.crc32(f"{seed}/{branch}".encode(), digest) for branch in range(branches)], np.uint32)
+
+
+def _batch_size(most: int, slots: int) -> int:
+    """So many of `most` prompts at once: all if they fill half of the slots, else a power of four."""
+    if 2 * most > slots:
+        return most
+    size = 1
+    while 4 * size <= most:
+        size *= 4
+    return size
+
+
+def _row(branches: engine.Branches, row: int) -> engine.Branches:
+    return jax.tree.map(lambda x: x[row], branches)
