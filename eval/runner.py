@@ -135,6 +135,9 @@ def _answers(
     clock, waited = time.perf_counter(), 0.0
     for position, answer in answerer.stream(prompts, sampling):
         case, now = prompts.taken[position], time.perf_counter()
+        if answer.error:
+            prompts.damaged.append((case, answer.error))
+            continue
         timing = {
             "id": case.sample.id,
             "source": case.sample.source,

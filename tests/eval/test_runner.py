@@ -16,7 +16,7 @@ from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.prompts import Prompts
 from videoauto_jax.eval.runner import evaluate, read_records, read_timings
 from videoauto_jax.files import read_jsonl
-from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
+from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer, refusal
 from videoauto_jax.sampling.sampler import SamplingConfig
 
 COUNT = 10
@@ -35,6 +35,7 @@ class Script:
         self.damaged: set[str] = set()
         self.asked: list[int] = []
         self.die_after: int | None = None
+        self.too_long: int | None = None
         self.loads = 0
 
     def encode(self, messages):
@@ -52,7 +53,7 @@ class Script:
             if self.die_after is not None and len(self.asked) >= self.die_after:
                 raise KeyboardInterrupt
             self.asked.append(n)
-            yield position, self._one(n)
+            yield position, refusal("too long") if n == self.too_long else self._one(n)
 
     def _one(self, n):
         first = "A" if n % 2 == 0 else "B"
@@ -137,6 +138,13 @@ def test_damaged_items_are_listed_and_tried_again(config, script):
     mended = evaluate(config)
     assert mended["n"] == COUNT and mended["skipped"] == []
     assert [record["id"] for record in read_jsonl(f"{config.output}/samples.jsonl")][5] == "set/6"
+
+
+def test_a_prompt_that_the_sampler_refuses_is_no_wrong_answer(config, script):
+    script.too_long = 3
+    summary = evaluate(config)
+    assert summary["n"] == COUNT - 1 and summary["skipped"][0]["id"] == "set/4"
+    assert summary["skipped"][0]["reason"] == "too long"
 
 
 def test_nothing_readable_is_an_error(config, script):
