@@ -10,6 +10,7 @@ import pytest
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling import cache, engine
+from videoauto_jax.sampling.draw import Sampling
 
 SLOTS, BRANCHES = 10, 2
 
@@ -35,8 +36,10 @@ def begun(tiny_model, tiny_processor, prompts):
 
 
 def settings(temperature=1.0, max_new_tokens=SLOTS, stop_ids=(-1,)):
+    plain = jnp.int32(0), jnp.float32(1), jnp.float32(0), jnp.float32(1), jnp.bool_(False)
+    sampling = Sampling(jnp.float32(temperature), *plain)
     return engine.Settings(
-        jnp.float32(temperature), jnp.float32(np.inf), jnp.int32(max_new_tokens), jnp.array(stop_ids, jnp.int32)
+        sampling, jnp.float32(np.inf), jnp.int32(max_new_tokens), jnp.array(stop_ids, jnp.int32)
     )
 
 
@@ -44,8 +47,10 @@ def admitted(begun, *, slots=2, index=(0, 1), logits=None, **options):
     """Both prompts in their slots, their first tokens written."""
     prompts, first, automaton = begun
     keys = np.arange(2 * BRANCHES, dtype=np.uint32).reshape(2, BRANCHES)
-    state = engine.empty(prompts, slots=slots, branches=BRANCHES, tokens=SLOTS, dtype=np.dtype("float32"))
-    arguments = jax.tree.map(jnp.copy, prompts), first if logits is None else logits, np.array(index, np.int32), keys
+    sizes = {"slots": slots, "branches": BRANCHES, "tokens": SLOTS, "vocabulary": first.shape[1]}
+    state = engine.empty(prompts, **sizes, dtype=np.dtype("float32"))
+    arguments = jax.tree.map(jnp.copy, prompts), first if logits is None else logits, np.array(index, np.int32)
+    arguments += np.full((2, 4), -1, np.int32), keys
     return engine.admit(state, *arguments, automaton, settings(**options), whole=slots == 2 and index == (0, 1))
 
 

@@ -1,14 +1,18 @@
 """From messages to answers: modes, the gate, and what a branch depends on."""
 
+import collections
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from videoauto_jax.errors import ConfigError, VideoAutoError
-from videoauto_jax.protocol import first_answer_confidence
+from videoauto_jax.protocol import first_answer_confidence, is_well_formed
+from videoauto_jax.protocol.confidence import replay
 from videoauto_jax.sampling import cache, engine
+from videoauto_jax.sampling.config import checkpoint_defaults
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 SURE, UNSURE, LOST, WRONG = (text + " 1" * count for text, count in zip("abcd", (0, 50, 100, 160)))
@@ -84,6 +88,40 @@ def is_prefix_up_to_the_box(answer, whole):
     assert answer.confidence == whole.confidence and "}" in answer.text[-2:]
 
 
+def test_forced_format_writes_nothing_else(tiny_model, tiny_processor):
+    """A model that knows nothing: random letters, but in their places."""
+    config = SamplingConfig(mode="second", max_new_tokens=64, temperature=1.0, prompts=1, forced_format=True, seed=1)
+    sampler = Sampler(tiny_model, tiny_processor, config)
+    (group,) = sampler.rollout([chat("Hi")], branches=16)
+    free = dataclasses.replace(config, forced_format=False)
+    (unforced,) = Sampler(tiny_model, tiny_processor, free).rollout([chat("Hi")], branches=16)
+    automaton = sampler.automaton
+    state = lambda answer: automaton.valid[replay(automaton, answer.token_ids)[-1][1]]  # noqa: E731
+    assert all(map(state, group)) and not any(map(state, unforced))
+    for answer in group:
+        assert answer.text.strip().startswith("\\boxed{"[: len(answer.text.strip())])
+        assert answer.finish_reason == "length" or is_well_formed(answer.text)
+        assert (answer.sampling_logprobs >= answer.logprobs - 1e-5).all()
+
+
+def test_a_repetition_penalty_counts_in_the_confidence(sampler):
+    """As in upstream's evaluation: `C` stands nowhere in the prompt, what it is compared with does."""
+    plain = answers(sampler, mode="second")[SURE]
+    penalised = answers(sampler, mode="second", repetition_penalty=1.2)[SURE]
+    np.testing.assert_array_equal(penalised.token_ids, plain.token_ids)
+    np.testing.assert_array_equal(penalised.logprobs, plain.logprobs)
+    assert penalised.confidence != plain.confidence
+
+
+def test_defaults_come_from_the_checkpoint(tmp_path):
+    assert checkpoint_defaults(tmp_path) == {}
+    stated = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": [1]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    assert checkpoint_defaults(tmp_path) == {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps({**stated, "do_sample": False}))
+    assert SamplingConfig(**checkpoint_defaults(tmp_path)).temperature == 0
+
+
 def test_no_room_is_a_reason(sampler):
     for answer in answers(sampler, mode="second", max_new_tokens=3).values():
         assert len(answer.token_ids) == 3 and answer.finish_reason == "length"
@@ -110,7 +148,9 @@ def test_nothing_compiles_again(sampler, scripted):
     answers(sampler, mode="second")
     sampler([chat(WRONG)])  # one by itself is another shape
     before = [program._cache_size() for program in PROGRAMS]
-    for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"}):
+    for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"},
+                    {"top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1, "forced_format": True},
+                    {"stop": ("x",), "max_new_tokens": 90}):  # fmt: skip
         answers(sampler, **changes)
     sampler.model = jax.tree.map(lambda table: table * 1.5, sampler.model)
     answers(sampler)
@@ -165,6 +205,32 @@ def test_more_prompts_than_fit_come_back_in_order(sampler):
     order = [UNSURE, SURE, WRONG, SURE, LOST, UNSURE]
     found = sampler([chat(prompt) for prompt in order])
     assert [answer.first_answer for answer in found] == ["C", "A", "", "A", FALLBACK, "C"]
+
+
+def test_text_is_told_as_it_is_written(sampler, tiny_processor):
+    prompts = [tiny_processor.encode(chat(prompt)) for prompt in SCRIPTS]
+    for changes in ({"mode": "auto"}, {"mode": "second", "stop": ("blue", "x\\b", "think>\\")}):
+        sampler.config = dataclasses.replace(sampler.config, **changes)
+        told = collections.defaultdict(list)
+        groups = sampler.generate(prompts, 2, on_text=lambda *where, told=told: told[where[:2]].append(where[2]))
+        for n, group in enumerate(groups):
+            for g, answer in enumerate(group):
+                assert "".join(told[n, g]) == answer.text and len(told[n, g]) > (len(answer.token_ids) > 12)
+    assert groups[1][0].text.endswith("<think>No, ") and groups[1][0].finish_reason == "stop"
+    assert groups[0][0].text.endswith("</") and groups[3][0].text == "no box here"
+
+
+def test_a_stop_text_ends_a_branch_as_if_nothing_had_been_written_behind_it(sampler):
+    whole = answers(sampler, mode="second")
+    for stop, text in (("think", "\\boxed{A}<"), ("}<", "\\boxed{A"), ("{", "\\boxed"), ("B}", whole[SURE].text[:-2])):
+        found = answers(sampler, mode="second", stop=(stop, "never written"))[SURE]
+        count = len(found.token_ids)
+        assert found.text == text and found.finish_reason == "stop"
+        np.testing.assert_array_equal(found.token_ids, whole[SURE].token_ids[:count])
+        np.testing.assert_array_equal(found.logprobs, whole[SURE].logprobs[:count])
+        before, after = (sampler.processor.decode(found.token_ids[:n]) for n in (count - 1, count))
+        assert stop not in before and stop in after
+        assert found.confidence == (whole[SURE].confidence if "}" in text + stop and text != "\\boxed" else -1)
 
 
 def test_the_stream_takes_prompts_as_slots_become_free(sampler, tiny_processor):
@@ -232,8 +298,23 @@ def test_another_question_about_a_video_computes_the_question_only(tiny_model, t
     assert sampler.usage.prefilled - before == len(prompts[4].token_ids)
 
 
+@pytest.mark.parametrize(("dtype", "off"), [("int8", 0.05), ("float8_e4m3fn", 0.2)])
+def test_prompts_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, prompts):
+    """In pieces, so that keys of 8 bits are read in prefill too. What is off is measured on the same tokens."""
+    config = SamplingConfig(mode="second", max_new_tokens=12, prompts=3, prefill_tokens=64)
+    plain = Sampler(tiny_model, tiny_processor, config)(prompts)
+    small = Sampler(tiny_model, tiny_processor, dataclasses.replace(config, cache_dtype=dtype))(prompts)
+    errors = []
+    for mine, expected in zip(small, plain):
+        differ = np.flatnonzero(mine.token_ids != expected.token_ids)
+        same = differ[0] if len(differ) else len(mine.token_ids)
+        errors += np.abs(mine.logprobs - expected.logprobs)[:same].tolist()
+    assert len(errors) >= 12 and 0 < np.mean(errors) < off
+
+
 @pytest.mark.parametrize(
-    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}], ids=str
+    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}, {"top_p": 0.0},
+                {"cache_dtype": "int4"}, {"stop": ("",)}], ids=str
 )
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ConfigError, match=str(next(iter(setting.values())))) as raised:

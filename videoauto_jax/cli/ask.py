@@ -11,11 +11,13 @@ from rich.text import Text
 from videoauto_jax.data.annotations import ImageBudget, VideoBudget
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor, load_processor
+from videoauto_jax.data.tokenizer import resolve_folder
 from videoauto_jax.errors import MediaError, UsageError
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.protocol.grammar import is_fallback
 from videoauto_jax.protocol.prompts import BOXED_SUFFIX, system_prompt
 from videoauto_jax.sampling.answer import Answer
+from videoauto_jax.sampling.config import checkpoint_defaults
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -33,6 +35,7 @@ class AskConfig:
         threshold: least confidence at which `auto` answers at once.
         max_new_tokens: most tokens of the answer.
         temperature: 0 is greedy.
+        repetition_penalty: on tokens of the prompt and the answer; null: what the checkpoint asks for.
         seed: of sampling.
         prompt_variant: the answer-twice system prompt: as in training, in the released checkpoints' evaluation, or in
             their demo.
@@ -48,6 +51,7 @@ class AskConfig:
     threshold: float = 0.97
     max_new_tokens: int = 2048
     temperature: float = 0.0
+    repetition_penalty: float | None = None
     seed: int = 0
     prompt_variant: Literal["train", "eval", "demo"] = "train"
     video_budget: VideoBudget = VideoBudget()
@@ -61,14 +65,13 @@ POSITIONAL = ("video", "question")
 
 
 def run(config: AskConfig, *, force: bool) -> None:
-    """Prints both answers, the confidence and the thought."""
+    """Prints the response as it is written, then both answers, the confidence and the thought."""
     del force  # nothing is written
     console = rich.get_console()
     messages = conversation(config)
     processor = load_processor(config.model)
     prompt = processor.encode(messages)  # before the weights: a broken video is told at once
-    with console.status("thinking"):
-        answer = _answer(config, processor, prompt)
+    answer = _answer(config, processor, prompt, console)
     show(answer, config, console)
 
 
@@ -117,14 +120,27 @@ def _visual(config: AskConfig) -> list[dict]:
     return [{"type": "video", "video": str(path)} | config.video_budget.fields()]
 
 
-def _answer(config: AskConfig, processor: Processor, prompt: Encoded) -> Answer:
+def _answer(config: AskConfig, processor: Processor, prompt: Encoded, console: Console) -> Answer:
+    """The answer; its text is printed while it is written."""
+    penalty = config.repetition_penalty
+    if penalty is None:
+        penalty = checkpoint_defaults(resolve_folder(config.model)).get("repetition_penalty", 1.0)
     sampling = SamplingConfig(
         mode=config.mode,
         threshold=config.threshold,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        repetition_penalty=penalty,
         seed=config.seed,
         prompts=1,
     )
-    sampler = Sampler(load_model(config.model, dtype=config.dtype), processor, sampling)
-    return sampler.generate([prompt], 1)[0][0]
+    with console.status("watching") as status:
+        sampler = Sampler(load_model(config.model, dtype=config.dtype), processor, sampling)
+
+        def write(prompt: int, branch: int, text: str) -> None:
+            status.stop()
+            console.print(Text(text, "dim"), end="", soft_wrap=True)
+
+        answer = sampler.generate([prompt], 1, on_text=write)[0][0]
+    console.print("\n")
+    return answer

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from videoauto_jax.kernels.attention import attend, merge
 from videoauto_jax.kernels.mask import packed, shared
+from videoauto_jax.kernels.quantized import Quantized, dequantize, quantize
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionEmbeddings, VisionFeatures
@@ -25,13 +26,13 @@ class PromptCache:
     """Prompts on the device.
 
     Attributes:
-        k, v: per layer.
+        k, v: per layer, plain or in 8 bits.
         length: tokens of each prompt; what lies behind them means nothing.
         next_position: M-RoPE position of the first generated token.
     """
 
-    k: Float[Array, "L B P K H"]
-    v: Float[Array, "L B P K H"]
+    k: Float[Array, "L B P K H"] | Quantized
+    v: Float[Array, "L B P K H"] | Quantized
     length: Int[Array, "B"]
     next_position: Int[Array, "B"]
 
@@ -49,7 +50,7 @@ def embed_vision(
     return model.merge_vision(model.encode_vision(vision) if features is None else features)
 
 
-@partial(jax.jit, static_argnames="capacity", donate_argnames="before")
+@partial(jax.jit, static_argnames=("capacity", "dtype"), donate_argnames="before")
 def prefill(
     model: QwenVL,
     before: PromptCache | None,
@@ -59,6 +60,7 @@ def prefill(
     embeddings: VisionEmbeddings | None = None,
     *,
     capacity: int,
+    dtype: str | None = None,
 ) -> tuple[PromptCache, Float[Array, "B V"]]:
     """Runs a piece of each prompt: the cache with it, and the logits of the token behind it.
 
@@ -70,6 +72,8 @@ def prefill(
         next_position: position that follows each prompt.
         embeddings: what `inputs.vision_index` points into.
         capacity: `P` of the result, the same as that of `before`.
+        dtype: int8 or float8_e4m3fn to keep keys and values in 8 bits; None for the model's own. A piece attends to
+            itself before it is rounded.
     """
     segments = inputs.segment_ids
     earlier = None if before is None else (before.k, before.v)
@@ -78,29 +82,27 @@ def prefill(
         own = attend(q, k, v, packed(segments, causal=True, aligned=True))
         if cache is not None:
             seen = shared(segments > 0, jnp.arange(capacity) < offset[:, None], aligned=True)
-            own = merge(attend(q, *cache, seen), own)
-        return own[0], (k, v)
+            own = merge(attend(q, *(dequantize(x, q.dtype) for x in cache), seen), own)
+        return own[0], ((k, v) if dtype is None else (quantize(k, dtype), quantize(v, dtype)))
 
     hidden, new = model.forward(inputs, attention, embeddings=embeddings, caches=earlier)
     count = jnp.sum(segments > 0, axis=1)
     last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
-    k, v = (_join(old, x, offset, capacity) for old, x in zip(earlier or (None, None), new))
+    k, v = jax.tree.map(partial(extend, capacity=capacity), new) if before is None else _behind(earlier, new, offset)
     return keep(PromptCache(k, v, offset + count, next_position)), model.logits(last)
 
 
-def _join(old: Array | None, new: Array, offset: Int[Array, "B"], capacity: int) -> Array:
+def _behind(old: tuple, new: tuple, offset: Int[Array, "B"]) -> tuple:
     """`new` behind the first `offset` tokens of `old`."""
-    if old is None:
-        return jnp.pad(new, [(0, 0), (0, 0), (0, capacity - new.shape[2]), (0, 0), (0, 0)])
     put = lambda row, piece, at: jax.lax.dynamic_update_slice_in_dim(row, piece, at, axis=1)  # noqa: E731
-    return jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(old, new, offset)
+    return jax.tree.map(lambda x, y: jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(x, y, offset), old, new)
 
 
 @jax.jit
 def copy_prompts(cache: PromptCache, rows: Int[Array, "r"]) -> PromptCache:
     """Some prompts of a cache, in a cache of their own."""
-    by_layer = [jnp.take(x, rows, axis=1, mode="clip") for x in (cache.k, cache.v)]
-    return PromptCache(*by_layer, *(jnp.take(x, rows, mode="clip") for x in (cache.length, cache.next_position)))
+    k, v = jax.tree.map(lambda x: jnp.take(x, rows, axis=1, mode="clip"), (cache.k, cache.v))
+    return PromptCache(k, v, *(jnp.take(x, rows, mode="clip") for x in (cache.length, cache.next_position)))
 
 
 def extend(x: Array, capacity: int) -> Array:

@@ -20,7 +20,7 @@ from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol import gate as gates
 from videoauto_jax.protocol.automaton import Automaton
 from videoauto_jax.sampling.cache import PromptCache, extend
-from videoauto_jax.sampling.draw import draw
+from videoauto_jax.sampling.draw import Sampling, draw
 from videoauto_jax.sampling.placing import keep
 
 RUNNING, STOPPED, EXITED, LENGTH, FAILED, EMPTY = range(6)
@@ -34,13 +34,13 @@ class Settings:
     """What may change from call to call.
 
     Attributes:
-        temperature: 0 is greedy.
+        sampling: how tokens are drawn.
         threshold: a branch ends once its first answer is closed with at least this confidence; +inf never, -inf always.
         max_new_tokens: at most this many tokens per branch, itself at most `R`.
         stop_ids: tokens that end a branch; they are its last token.
     """
 
-    temperature: Float[Array, ""]
+    sampling: Sampling
     threshold: Float[Array, ""]
     max_new_tokens: Int[Array, ""]
     stop_ids: Int[Array, "E"]
@@ -58,6 +58,7 @@ class Branches:
         finish: RUNNING or why the branch ended.
         gate: the protocol automaton's state.
         keys: each branch's random key.
+        seen: tokens that have occurred, in the prompt or in the branch.
     """
 
     tokens: Int[Array, "B G R"]
@@ -68,6 +69,7 @@ class Branches:
     finish: Int[Array, "B G"]
     gate: gates.GateState
     keys: UInt32[Array, "B G"]
+    seen: Bool[Array, "B G V"]
 
 
 @jax.tree_util.register_dataclass
@@ -101,14 +103,17 @@ class Used:
     useful: Int[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("slots", "branches", "tokens", "dtype"))
-def empty(like: PromptCache, *, slots: int, branches: int, tokens: int, dtype: jnp.dtype) -> Slots:
+@partial(jax.jit, static_argnames=("slots", "branches", "tokens", "vocabulary", "dtype"))
+def empty(
+    like: PromptCache, *, slots: int, branches: int, tokens: int, vocabulary: int, dtype: jnp.dtype
+) -> Slots:
     """`slots` free slots of `branches` branches of `tokens` tokens, for prompts of `like`'s capacity."""
     layers, _, _, kv_heads, size = like.k.shape
     prompt = jax.tree.map(lambda x: jnp.zeros((layers, slots, *x.shape[2:]), x.dtype), (like.k, like.v))
     own = jnp.zeros((layers, slots, branches, tokens, kv_heads, size), dtype)
     zeros = jnp.zeros(slots, jnp.int32)
-    none = _begin(jnp.zeros((slots, branches), jnp.uint32), jnp.zeros(slots, bool), tokens)
+    seen = jnp.zeros((slots, vocabulary), bool)
+    none = _begin(jnp.zeros((slots, branches), jnp.uint32), jnp.zeros(slots, bool), seen, tokens)
     return keep(Slots(PromptCache(*prompt, zeros, zeros), own, own, none))
 
 
@@ -125,6 +130,7 @@ def admit(
     prompts: PromptCache,
     logits: Float[Array, "r V"],
     index: Int[Array, "r"],
+    token_ids: Int[Array, "r P"],
     keys: UInt32[Array, "r G"],
     automaton: Automaton,
     settings: Settings,
@@ -138,13 +144,14 @@ def admit(
         prompts: as `prefill` returns them; donated if they are `whole`.
         logits: of the first token.
         index: slot of each prompt; one beyond the last slot belongs to no prompt.
+        token_ids: of each prompt; -1 on padding.
         keys: random keys of their branches.
         automaton: the protocol's.
         settings: how to write.
         whole: prompt i goes to slot i, and there are as many as slots: what the slots held is gone, nothing is copied.
     """
     program = _admit_whole if whole else _admit_some
-    return program(slots, prompts, logits, index, keys, automaton, settings)
+    return program(slots, prompts, logits, index, token_ids, keys, automaton, settings)
 
 
 def _admit(
@@ -152,6 +159,7 @@ def _admit(
     prompts: PromptCache,
     logits: Array,
     index: Array,
+    token_ids: Array,
     keys: Array,
     automaton: Automaton,
     settings: Settings,
@@ -160,7 +168,11 @@ def _admit(
 ) -> Slots:
     tokens = slots.branches.tokens.shape[-1]
     count = slots.branches.tokens.shape[0]
-    fresh = _begin(keys, index < count, tokens)
+    vocabulary = logits.shape[-1]
+    of_row = jnp.arange(len(token_ids))[:, None]
+    present = jnp.where(token_ids < 0, vocabulary, token_ids)
+    seen = jnp.zeros((len(token_ids), vocabulary), bool).at[of_row, present].set(True, mode="drop")
+    fresh = _begin(keys, index < count, seen, tokens)
     spread = jnp.broadcast_to(logits[:, None], (*keys.shape, logits.shape[-1]))
     fresh = _write(fresh, spread, automaton, settings)
     by_row = lambda old, new: new if whole else old.at[index].set(new, mode="drop")  # noqa: E731
@@ -217,26 +229,38 @@ def decode(
     return keep(Slots(prompts, k, v, branches)), used
 
 
+@partial(jax.jit, donate_argnums=0)
+def stop(slots: Slots, which: Bool[Array, "B G"]) -> Slots:
+    """Ends branches that run."""
+    branches = slots.branches
+    finish = jnp.where(which & (branches.finish == RUNNING), STOPPED, branches.finish)
+    return keep(dataclasses.replace(slots, branches=dataclasses.replace(branches, finish=finish)))
+
+
 @jax.jit
 def pick(branches: Branches, index: Int[Array, "r"]) -> Branches:
-    """The branches of some slots."""
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), branches)
+    """What the branches of some slots have written; `seen` is left out."""
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), dataclasses.replace(branches, seen=None))
 
 
-def _begin(keys: UInt32[Array, "B G"], used: Bool[Array, "B"], tokens: int) -> Branches:
+def _begin(
+    keys: UInt32[Array, "B G"], used: Bool[Array, "B"], seen: Bool[Array, "B V"], tokens: int
+) -> Branches:
     """Branches before their first token."""
     written = jnp.zeros((*keys.shape, tokens), jnp.float32)
     zeros = jnp.zeros(keys.shape, jnp.int32)
     finish = jnp.where(used[:, None], RUNNING, EMPTY) + zeros
     start = gates.init(keys.shape)
-    return Branches(written.astype(jnp.int32), written, written, zeros, zeros, finish, start, keys)
+    seen = jnp.broadcast_to(seen[:, None], (*keys.shape, seen.shape[-1]))
+    return Branches(written.astype(jnp.int32), written, written, zeros, zeros, finish, start, keys, seen)
 
 
 def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automaton, settings: Settings) -> Branches:
     """Draws a token for every running branch, records it, and decides which branches end."""
     active = branches.finish == RUNNING
-    drawn = draw(logits, branches.keys, branches.length, settings.temperature)
-    gate = gates.advance(automaton, branches.gate, drawn.token, drawn.log_prob, active)
+    allowed = lambda: gates.allowed_tokens(automaton, branches.gate)  # noqa: E731
+    drawn = draw(logits, branches.seen, allowed, branches.keys, branches.length, settings.sampling)
+    gate = gates.advance(automaton, branches.gate, drawn.token, drawn.penalised_log_prob, active)
     length = branches.length + active
     closed = gates.first_closed(automaton, gate)
     confident = closed & (gate.confidence >= settings.threshold)
@@ -258,6 +282,7 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
         first_tokens=jnp.where(closed & (branches.first_tokens == 0), length, branches.first_tokens),
         finish=jnp.where(active, finish, branches.finish),
         gate=gate,
+        seen=branches.seen.at[*jnp.indices(active.shape), drawn.token].max(active),
     )
 
 

@@ -13,9 +13,11 @@ from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, make_answer, refusal
 from videoauto_jax.sampling.config import SamplingConfig
+from videoauto_jax.sampling.draw import Sampling
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.schedule import Finished, Schedule, Usage
 from videoauto_jax.sampling.table import Table, Writing
+from videoauto_jax.sampling.watch import OnText, Watch, cut_at
 
 if TYPE_CHECKING:
     from videoauto_jax.data.processor import Processor
@@ -67,6 +69,7 @@ class Sampler:
         inputs: ModelInputs | None = None,
         features: VisionFeatures | None = None,
         seed: int | None = None,
+        on_text: OnText | None = None,
     ) -> list[list[Answer]]:
         """`branches` answers for each prompt, in the order of the prompts.
 
@@ -76,28 +79,38 @@ class Sampler:
             inputs: the prompts collated, if the caller already has them: they run at once, a slot for each row.
             features: the frozen tower's features of `inputs`, computed earlier.
             seed: replaces the config's.
+            on_text: told of text as it is written: the prompt's number, the branch's, and what has been added.
         """
         collated = None if inputs is None else Collated(inputs, features)
-        return _in_order(self._stream(prompts, branches, seed, collated))
+        return _in_order(self._stream(prompts, branches, seed, collated, on_text))
 
-    def stream(self, prompts: Iterable[Encoded], branches: int = 1) -> Iterator[tuple[int, list[Answer]]]:
+    def stream(
+        self, prompts: Iterable[Encoded], branches: int = 1, *, on_text: OnText | None = None
+    ) -> Iterator[tuple[int, list[Answer]]]:
         """Answers in the order in which they are finished.
 
         Args:
             prompts: encoded prompts; taken one by one as slots become free, so they may be made while others run.
             branches: answers per prompt, `G`.
+            on_text: see `generate`.
 
         Yields:
             The prompt's number, counted from 0, and its answers.
         """
-        return self._stream(prompts, branches, None, None)
+        return self._stream(prompts, branches, None, None, on_text)
 
     def _stream(
-        self, prompts: Iterable[Encoded], branches: int, seed: int | None, collated: Collated | None
+        self,
+        prompts: Iterable[Encoded],
+        branches: int,
+        seed: int | None,
+        collated: Collated | None,
+        on_text: OnText | None,
     ) -> Iterator[tuple[int, list[Answer]]]:
         config = self.config
         slots = config.prompts if collated is None else collated.inputs.token_ids.shape[0]
         sizes = (slots, branches, config.max_new_tokens, config.prompt_lengths, config.prefill_tokens)
+        sizes += (config.cache_dtype,)
         kept, self._idle = self._idle, None
         table = kept[1] if kept and kept[0] == sizes else Table(config, slots, branches, self.processor.pad_token_id)
         del kept
@@ -108,6 +121,7 @@ class Sampler:
             reuse=config.reuse_prefixes,
             collated=collated,
             usage=self.usage,
+            watch=Watch(self.processor.decode, config.stop, on_text) if config.stop or on_text else None,
         )
         model = self._model
         for finished in schedule.run(Writing(model, self.automaton, self._settings())):
@@ -117,8 +131,16 @@ class Sampler:
 
     def _settings(self) -> engine.Settings:
         config = self.config
-        return engine.Settings(
+        sampling = Sampling(
             temperature=jnp.float32(config.temperature),
+            top_k=jnp.int32(config.top_k),
+            top_p=jnp.float32(config.top_p),
+            min_p=jnp.float32(config.min_p),
+            repetition_penalty=jnp.float32(config.repetition_penalty),
+            forced=jnp.bool_(config.forced_format),
+        )
+        return engine.Settings(
+            sampling=sampling,
             threshold=jnp.float32(config.exit_threshold),
             max_new_tokens=jnp.int32(config.max_new_tokens),
             stop_ids=jnp.array(sorted(self.processor.eos_token_ids), jnp.int32),
@@ -131,16 +153,20 @@ class Sampler:
         return [self._answer(written, g, finished.seconds) for g in range(branches)]
 
     def _answer(self, branches: engine.Branches, g: int, seconds: float) -> Answer:
-        length = int(branches.length[g])
-        tokens = branches.tokens[g, :length]
+        length, first = int(branches.length[g]), int(branches.first_tokens[g])
+        text, count = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
+        confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
+        if count < length:  # what was written behind a stop text, before the host saw it, never was
+            finish = engine.STOPPED
+            first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(
-            self.processor.decode(tokens),
-            tokens,
-            branches.log_probs[g, :length],
-            branches.sampling_log_probs[g, :length],
-            float(branches.gate.confidence[g]),
-            int(branches.finish[g]),
-            int(branches.first_tokens[g]) or length,
+            text,
+            branches.tokens[g, :count],
+            branches.log_probs[g, :count],
+            branches.sampling_log_probs[g, :count],
+            confidence,
+            finish,
+            first or count,
             seconds,
         )
 

@@ -6,14 +6,15 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-import jax
 import numpy as np
+from jaxtyping import Int, UInt32
 
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.prefixes import shared_length, trace
 from videoauto_jax.sampling.table import Entry, Table, Writing
+from videoauto_jax.sampling.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Schedule:
         reuse: look for prefixes that slots hold already.
         collated: the first prompts, as many as there are slots, collated.
         usage: counted on.
+        watch: looks at what is written, if anybody wants to.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class Schedule:
         reuse: bool,
         collated: Collated | None,
         usage: Usage,
+        watch: Watch | None = None,
     ):
         self._table, self._prompts, self._seed, self._reuse = table, iter(prompts), seed, reuse
-        self._collated, self._usage = collated, usage
+        self._collated, self._usage, self._watch = collated, usage, watch
         self._waiting: deque[tuple[int, Encoded]] = deque()
         self._refused: list[Finished] = []
         self._exhausted = False
@@ -103,7 +106,7 @@ class Schedule:
             used = self._decode(writing)
             yield from done
             self._wait_for(max(1, self._table.slots // 8))
-            done = self._collect(used)
+            done = self._collect(writing, used)
 
     def _wait_for(self, count: int) -> None:
         """Has that many prompts at hand, if there are so many left."""
@@ -173,29 +176,42 @@ class Schedule:
     def _decode(self, writing: Writing) -> engine.Used:
         waits = bool(self._waiting) or not self._exhausted
         enough = max(0, len(self._running) - max(1, self._table.slots // 8)) if waits else 0
-        return self._table.decode(writing, longest=self._longest, most=self._table.tokens, enough=enough)
+        most = self._table.tokens if self._watch is None else self._watch.every
+        return self._table.decode(writing, longest=self._longest, most=most, enough=enough)
 
-    def _collect(self, used: engine.Used) -> list[Finished]:
+    def _collect(self, writing: Writing, used: engine.Used) -> list[Finished]:
         finish, length = self._table.progress()
         steps, useful = int(used.steps), int(used.useful)
         self._usage.steps += steps
         self._usage.slots += steps * finish.size
         self._usage.useful += useful
         self._longest = int(length.max(where=finish == engine.RUNNING, initial=0))
+        if self._watch is not None:
+            finish = self._look(writing, finish)
         ended = [slot for slot in self._running if (finish[slot] != engine.RUNNING).all()]
-        if not ended:
-            return []
-        taken = self._table.take(ended)
         now = time.perf_counter()
-        found = []
-        for row, slot in enumerate(ended):
-            running = self._running.pop(slot)
+        rows = self._table.take(ended) if ended else []
+        found = [
+            Finished(self._running[slot].position, row, now - self._running[slot].since)
+            for slot, row in zip(ended, rows)
+        ]
+        for slot in ended:
+            del self._running[slot]
             self._free.append(slot)
-            found.append(Finished(running.position, _row(taken, row), now - running.since))
         return found
 
+    def _look(self, writing: Writing, finish: Int[np.ndarray, "B G"]) -> Int[np.ndarray, "B G"]:
+        """Shows what is written, and ends the branches that are to end; why each has ended, after that."""
+        slots, which = list(self._running), np.zeros(finish.shape, bool)
+        for slot, row in zip(slots, self._table.take(slots)):
+            which[slot] = self._watch.look(self._running[slot].position, row)
+        which &= finish == engine.RUNNING
+        if which.any():
+            self._table.stop(writing, which)
+        return np.where(which, engine.STOPPED, finish)
 
-def branch_keys(prompt: Encoded, branches: int, seed: int) -> np.ndarray:
+
+def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray, "G"]:
     """A 32-bit key per branch from (seed, prompt, branch), whatever else runs."""
     digest = zlib.crc32(np.ascontiguousarray(prompt.token_ids, np.int32).tobytes())
     if prompt.vision is not None:
@@ -212,6 +228,3 @@ def _batch_size(most: int, slots: int) -> int:
         size *= 4
     return size
 
-
-def _row(branches: engine.Branches, row: int) -> engine.Branches:
-    return jax.tree.map(lambda x: x[row], branches)

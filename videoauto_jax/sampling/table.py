@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from videoauto_jax.data.collate import bucket
 from videoauto_jax.data.encoding import Encoded
@@ -116,12 +116,15 @@ class Table:
             rows = len(logits)
             if self._state is None:
                 sizes = {"slots": self.slots, "branches": self.branches, "tokens": self.tokens}
-                self._state = engine.empty(prompts, **sizes, dtype=jnp.dtype(writing.model.text.dtype))
+                sizes |= {"vocabulary": logits.shape[-1], "dtype": jnp.dtype(writing.model.text.dtype)}
+                self._state = engine.empty(prompts, **sizes)
             index, keys = np.full(rows, self.slots, np.int32), np.zeros((rows, self.branches), np.uint32)
+            token_ids = np.full((rows, prompts.capacity), -1, np.int32)
             for row, entry in enumerate(entries):
                 index[row], keys[row] = entry.slot, entry.keys
+                token_ids[row, : len(entry.prompt.token_ids)] = entry.prompt.token_ids
             whole = rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
-            arguments = prompts, logits, index, keys, writing.automaton, writing.settings
+            arguments = prompts, logits, index, token_ids, keys, writing.automaton, writing.settings
             self._state = engine.admit(self._state, *arguments, whole=whole)
         if whole:
             self.traces = [None] * self.slots
@@ -145,11 +148,17 @@ class Table:
         """Waits for the device; why each branch has ended, or that it runs, and its length."""
         return jax.device_get((self._state.branches.finish, self._state.branches.length))
 
-    def take(self, slots: Sequence[int]) -> engine.Branches:
-        """What the branches of some slots have written, on the host; rows beyond `slots` mean nothing."""
+    def take(self, slots: Sequence[int]) -> list[engine.Branches]:
+        """What the branches of some slots have written, on the host: arrays `[G, …]` for each slot."""
         index = np.zeros(self.slots, np.int32)
         index[: len(slots)] = slots
-        return jax.device_get(engine.pick(self._state.branches, index))
+        taken = jax.device_get(engine.pick(self._state.branches, index))
+        return [jax.tree.map(lambda x, row=row: x[row], taken) for row in range(len(slots))]
+
+    def stop(self, writing: Writing, which: Bool[np.ndarray, "B G"]) -> None:
+        """Ends branches that run."""
+        with writing.in_use():
+            self._state = engine.stop(self._state, which)
 
     def _reach(self, longest: int) -> int:
         """The first rung above `longest`: the whole cache, a quarter of it, a quarter of that, …"""
@@ -181,6 +190,7 @@ class Table:
     ) -> tuple[cache.PromptCache, Float[jax.Array, "r V"]]:
         """Takes a batch piece by piece through the model; the last piece holds every prompt's last token."""
         model, embeddings, logits = writing.model, None, None
+        dtype = None if self._config.cache_dtype == "model" else self._config.cache_dtype
         position = batch.padded([prompt.next_position for prompt in batch.prompts])
         if batch.features is not None:
             embeddings = cache.embed_vision(model, None, batch.features)
@@ -188,7 +198,7 @@ class Table:
             embeddings = cache.embed_vision(model, writing.place(vision))
         for piece in batch.pieces:
             arguments = writing.place(batch.inputs(piece)), batch.padded(piece.starts), position, embeddings
-            before, logits = cache.prefill(model, before, *arguments, capacity=capacity)
+            before, logits = cache.prefill(model, before, *arguments, capacity=capacity, dtype=dtype)
         return before, logits
 
     def _capacity(self, needed: int) -> int:
