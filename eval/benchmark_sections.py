@@ -27,7 +27,7 @@ def benchmark_sections(summary: Mapping) -> list[str]:
         return []
     curves = [benchmark_panel(found, summary["threshold"]) for found in benchmarks.values() if "curve" in found]
     mode = summary["headline_mode"]
-    categories = [_categories(found, mode) for found in benchmarks.values()]
+    categories = [_categories(found, mode, opened=not n) for n, found in enumerate(benchmarks.values())]
     return [
         section("Benchmarks", _SCORES, _scores(summary)),
         section("Tokens and time", _SPEED, _costs(summary)),
@@ -64,11 +64,11 @@ def _published(benchmarks: Mapping[str, Mapping]) -> str:
     return table(["", *MODELS], rows) if rows else ""
 
 
-def _categories(found: Mapping, mode: str) -> str:
+def _categories(found: Mapping, mode: str, *, opened: bool) -> str:
     kinds = found["modes"][mode]["breakdown"]
     tables = [
         table([kind, "", "score", "n"], [[escape(c), bar(one["score"] or 0), shown(one["score"]), str(one["n"])]
                                          for c, one in categories.items()], text=2)
         for kind, categories in kinds.items()
     ]  # fmt: skip
-    return fold(found["title"], *tables) if tables else ""
+    return fold(found["title"], *tables, opened=opened) if tables else ""

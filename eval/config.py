@@ -37,7 +37,7 @@ class EvalConfig:
     """One evaluation.
 
     Attributes:
-        model: HF folder.
+        model: HF folder, or the name of a model on the Hugging Face hub.
         output: folder of the results.
         data: held-out data sets, and how all media are read.
         root: folder that holds the benchmarks' folders.
@@ -47,6 +47,8 @@ class EvalConfig:
             `Qwen3-VL-8B` or `VideoAuto-R1-8B`; null for none.
         sampling: mode `record` scores first, second and auto from one pass; `auto` and `first` really stop early.
             `threshold` is that of `auto` in both cases.
+        checkpoint_penalty: take the repetition penalty from the checkpoint's generation_config.json, as the published
+            evaluations do; it also enters their confidence.
         profile: grading rules; `paper` as published, `strict` with its faults mended.
         prompt_variant: the answer-twice system prompt: `train` as in training, `eval` as released checkpoints were
             scored.
@@ -66,6 +68,7 @@ class EvalConfig:
     benchmarks: dict[str, BenchmarkConfig] = dataclasses.field(default_factory=dict)
     only: tuple[str, ...] = ()
     published: Literal["Qwen2.5-VL-7B", "VideoAuto-R1-7B", "Qwen3-VL-8B", "VideoAuto-R1-8B"] | None = None
+    checkpoint_penalty: bool = False
     profile: Profile = "paper"
     prompt_variant: Literal["train", "eval", "demo"] = "train"
     strict_media: bool = False

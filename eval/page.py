@@ -106,9 +106,9 @@ def bar(percent: float, width: int = 240) -> str:
     return f'<span class="bar" style="width:{width * percent / 100:.0f}px"></span>'
 
 
-def fold(title: str, *content: str) -> str:
+def fold(title: str, *content: str, opened: bool = False) -> str:
     """HTML that opens below its title."""
-    return f"<details><summary>{escape(title)}</summary>{''.join(content)}</details>"
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{''.join(content)}</details>"
 
 
 def verdict(right: bool, *, yes: str = "right", no: str = "wrong") -> str:

@@ -173,7 +173,8 @@ def scores_table(stages: Mapping[str, Mapping]) -> str:
         for mode, slices in modes.items():
             rules.append(len(rows))
             for name, scores in slices.items():
-                rows.append([escape(STAGES.get(stage, stage)), mode, name, *_cells(scores)])
+                if scores["n"] or name == "all":
+                    rows.append([escape(STAGES.get(stage, stage)), mode, name, *_cells(scores)])
     named = any(stages)
     head = ["model", "mode", "questions", "accuracy", "mIoU", "tokens", "think ratio", "n"]
     return table(head[not named :], [row[not named :] for row in rows], text=3 if named else 2, rules=rules[1:])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from videoauto_jax.config import dump_config
 from videoauto_jax.errors import DataError
-from videoauto_jax.eval.answering import ModelAnswerer
+from videoauto_jax.eval.answering import ModelAnswerer, check_model
 from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media
 from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.prompts import Prompts
@@ -22,7 +22,6 @@ from videoauto_jax.eval.records import make_records
 from videoauto_jax.eval.running import Running
 from videoauto_jax.eval.summary import summarize
 from videoauto_jax.files import append_jsonl, claim_folder, read_jsonl, write_atomic, write_json
-from videoauto_jax.models.config import read_config
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.answer import Answer
 from videoauto_jax.sampling.sampler import SamplingConfig
@@ -51,7 +50,7 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
             `strict_media`, a missing video.
         ModelError: the folder is no model.
     """
-    read_config(config.model)  # a wrong path is told before the folder is claimed for it
+    check_model(config)  # a wrong path is told before the folder is claimed for it
     cases = load_cases(config)
     missing = missing_media(cases)
     if missing and config.strict_media:

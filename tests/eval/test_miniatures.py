@@ -63,7 +63,7 @@ def answered(monkeypatch, minis, benchmark_root, tmp_path):
 
     def run(name, **changes):
         script = Script(minis[name].said)
-        monkeypatch.setattr(runner, "read_config", lambda folder: None)
+        monkeypatch.setattr(runner, "check_model", lambda config: None)
         monkeypatch.setattr(DataConfig, "processor", lambda data, model: script)
         monkeypatch.setattr(runner, "ModelAnswerer", lambda config, processor: script)
         return evaluate(config_of(benchmark_root, tmp_path / "out", name, **changes))

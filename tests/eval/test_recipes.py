@@ -1,9 +1,14 @@
 """The packaged recipes state what the published evaluations used."""
 
+import json
+
 import pytest
 
 from videoauto_jax.config import load_config
+from videoauto_jax.errors import ModelError
+from videoauto_jax.eval.answering import as_sampled, check_model
 from videoauto_jax.eval.config import EvalConfig
+from videoauto_jax.sampling.sampler import SamplingConfig
 
 RECIPES = {
     "qwen2_5_vl_16k": (28, 16384, 256, None),
@@ -21,7 +26,7 @@ def test_budgets_thresholds_and_prompts(name):
     assert (image.min_pixels, image.max_pixels) == (128 * token, 16384 * token)
     assert (video.min_pixels, video.max_pixels, video.total_pixels) == (16 * token, 768 * token, total * token)
     assert (video.max_frames, video.fps, video.min_frames) == (frames, 2.0, 4)
-    assert len(config.benchmarks) == 9 and "mvp_mini" in config.benchmarks
+    assert config.checkpoint_penalty and len(config.benchmarks) == 9 and "mvp_mini" in config.benchmarks
     assert config.benchmarks["video_mmmu"].max_frames == 64
     if threshold is None:
         assert (config.data.prompt, config.sampling.mode) == ("direct", "second")
@@ -36,3 +41,28 @@ def test_budgets_thresholds_and_prompts(name):
     qwen2_5 = {"mmvu": 64, "activitynet_tvg": 512} if side == 28 else {}
     found = {bench: own.max_frames for bench, own in config.benchmarks.items() if own.max_frames}
     assert found == {"video_mmmu": 64, **qwen2_5} and config.profile == "paper"
+
+
+def test_the_repetition_penalty_is_the_checkpoints(tmp_path):
+    config = EvalConfig(str(tmp_path), "out", checkpoint_penalty=True)
+    assert as_sampled(config, SamplingConfig()).repetition_penalty == 1.0
+    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.05}))
+    assert as_sampled(config, SamplingConfig()).repetition_penalty == 1.05
+    assert as_sampled(EvalConfig(str(tmp_path), "out"), SamplingConfig()).repetition_penalty == 1.0
+
+
+def test_what_is_no_model_is_told_at_once(tmp_path):
+    with pytest.raises(ModelError, match="no such checkpoint folder"):
+        check_model(EvalConfig(str(tmp_path / "none"), "out"))
+
+
+def test_a_checkpoint_without_a_chat_template_is_told(tiny_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="chat template"):
+        EvalConfig(str(folder), "out").data.processor(str(folder))

@@ -42,7 +42,7 @@ class Number(int):
 @pytest.fixture
 def finished(monkeypatch, benchmark_root, tmp_path):
     """The recipe of a run of two benchmarks that `videoauto eval` has finished."""
-    monkeypatch.setattr(runner, "read_config", lambda folder: None)
+    monkeypatch.setattr(runner, "check_model", lambda config: None)
     monkeypatch.setattr(DataConfig, "processor", lambda data, model: Answers())
     monkeypatch.setattr(runner, "ModelAnswerer", lambda config, processor: Answers())
     config = EvalConfig(

@@ -65,7 +65,7 @@ class Script:
 @pytest.fixture
 def script(monkeypatch):
     script = Script()
-    monkeypatch.setattr(runner, "read_config", lambda folder: None)
+    monkeypatch.setattr(runner, "check_model", lambda config: None)
     monkeypatch.setattr(DataConfig, "processor", lambda data, model: script)
     monkeypatch.setattr(runner, "ModelAnswerer", script.answerer)
     return script

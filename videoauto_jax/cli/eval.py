@@ -59,6 +59,8 @@ def scores_table(modes: dict) -> Table:
         for name, scores in slices.items():
             numbers = [scores[key] for key in ("accuracy", "miou", "tokens", "think_ratio")]
             forms = ("{:.1%}", "{:.3f}", "{:.1f}", "{:.0%}")
+            if not scores["n"] and name != "all":
+                continue
             cells = ["–" if number is None else form.format(number) for form, number in zip(forms, numbers)]
             table.add_row(mode, name, *cells, str(scores["n"]))
     return table
