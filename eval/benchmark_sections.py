@@ -31,7 +31,7 @@ def benchmark_sections(summary: Mapping) -> list[str]:
     return [
         section("Benchmarks", _SCORES, _scores(summary)),
         section("Tokens and time", _SPEED, _costs(summary)),
-        section("Published results", "In percent; mean IoU for the last three.", _published(benchmarks)),
+        section("Published results", "In percent; mean IoU where a segment is asked for.", _published(benchmarks)),
         section("Score and tokens against the threshold", _TOKENS, figure("Threshold curves", curves, columns=3)),
         section("Categories", f"Mode {mode}; open a benchmark.", *categories),
     ]

@@ -3,7 +3,7 @@
 from videoauto_jax.data.annotations import Record, Sample, is_interval
 from videoauto_jax.data.datasets.grounding import segments
 from videoauto_jax.data.datasets.registry import dataset
-from videoauto_jax.data.datasets.video import lettered, letter_of
+from videoauto_jax.data.datasets.video import letter_of, lettered
 from videoauto_jax.protocol.prompts import grounded_qa_prompt, grounding_prompt
 
 
