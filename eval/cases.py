@@ -79,6 +79,16 @@ def beside_each_other(cases: Sequence[Case]) -> list[Case]:
     return sorted(cases, key=lambda case: places[_neighbour(case)])
 
 
+def part_of(cases: Sequence[Case], part: tuple[int, int] | None) -> list[Case]:
+    """The cases of a part; whole videos are dealt to the parts in turn."""
+    if part is None:
+        return list(cases)
+    places: dict[str, int] = {}
+    for case in cases:
+        places.setdefault(_neighbour(case), len(places))
+    return [case for case in cases if places[_neighbour(case)] % part[1] == part[0]]
+
+
 def benchmark_of(config: EvalConfig, name: str) -> Benchmark:
     """A benchmark as this evaluation asks and judges it."""
     return benchmark(name, config.profile, boxed=config.benchmarks.get(name, BenchmarkConfig()).prompt == "boxed")

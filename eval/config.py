@@ -55,6 +55,8 @@ class EvalConfig:
         strict_media: stop before anything is computed if a video is missing; otherwise those are listed and counted.
         limit: evaluate so many samples of the data sets, and of every benchmark, drawn by `seed`; null: all.
         seed: of that draw.
+        part: [i, n]: answer the i-th of n parts of the videos, i from 0; processes that share `output` take one each,
+            and the last one to finish writes the whole result. null: everything.
         mesh: devices along each mesh axis.
         dtype: dtype of weights, activations and matrix products.
         graders: processes that grade mathematics.
@@ -74,11 +76,14 @@ class EvalConfig:
     strict_media: bool = False
     limit: int | None = None
     seed: int = 0
+    part: tuple[int, int] | None = None
     mesh: MeshConfig = MeshConfig()
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     graders: int = 2
 
     def __post_init__(self):
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise ConfigError(f"part={list(self.part)}", where="part", fix="Give [i, n] with i from 0 to n - 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit={self.limit}", where="limit", fix="Give at least 1, or null for all samples")
 

@@ -1,13 +1,12 @@
 """The folder of a finished evaluation, read without its model and without its data."""
 
 import functools
-import json
 from pathlib import Path
 
 from videoauto_jax.config import load_config
 from videoauto_jax.errors import UsageError
 from videoauto_jax.eval.config import EvalConfig
-from videoauto_jax.eval.runner import SUMMARY, read_records, read_timings
+from videoauto_jax.eval.runner import read_records, read_skipped, read_timings
 
 
 class Results:
@@ -42,6 +41,5 @@ class Results:
 
     @functools.cached_property
     def skipped(self) -> list[dict]:
-        """Samples without a prompt; [] before the evaluation is finished."""
-        path = self.folder / SUMMARY
-        return json.loads(path.read_text())["skipped"] if path.exists() else []
+        """Samples without a prompt."""
+        return read_skipped(self.folder)

@@ -3,9 +3,13 @@
 config.yaml     the recipe, written first; the same recipe continues, another one is refused
 samples.jsonl   one record per answered sample (`eval.records`); in the order of the data once all are there
 timings.jsonl   one line per answered sample: what it took
+skipped.json    the samples that have no prompt
 summary.json    the scores (`eval.summary`)
+
+Each part of an evaluation that several processes share writes the first three under names of its own.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +17,9 @@ from contextlib import closing
 from pathlib import Path
 
 from videoauto_jax.config import dump_config
-from videoauto_jax.errors import DataError
+from videoauto_jax.errors import DataError, UsageError
 from videoauto_jax.eval.answering import ModelAnswerer, check_model
-from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media
+from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media, part_of
 from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.prompts import Prompts
 from videoauto_jax.eval.records import make_records
@@ -29,7 +33,7 @@ from videoauto_jax.sampling.sampler import SamplingConfig
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after every answer with samples done, samples in all, and the scores so far."""
 
-SAMPLES, TIMINGS, SUMMARY = "samples.jsonl", "timings.jsonl", "summary.json"
+SAMPLES, TIMINGS, SKIPPED, SUMMARY = "samples.jsonl", "timings.jsonl", "skipped.json", "summary.json"
 
 
 def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None = None) -> dict:
@@ -56,15 +60,15 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
     if missing and config.strict_media:
         raise _missing_media(cases, missing)
     folder = _claim(config, force)
-    skipped = _answer_all(config, cases, missing, folder, progress)
+    mine = part_of(cases, config.part)
+    write_json(folder / _named(SKIPPED, config.part), _answer_all(config, mine, missing, folder, progress))
     records = read_records(folder, cases)
+    skipped = _all_skipped(folder, {record["id"] for record in records})
     if not records:
-        raise DataError(
-            "not one sample could be evaluated",
-            where=skipped[0]["reason"],
-            fix="Check the data sets and their media",
-        )
-    write_atomic(folder / SAMPLES, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        fix = "Check the data sets and their media"
+        raise DataError("not one sample could be evaluated", where=skipped[0]["reason"], fix=fix)
+    if len(records) + len(skipped) == len(cases):
+        write_atomic(folder / SAMPLES, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     summary = summarize(config, records, skipped, read_timings(folder))
     write_json(folder / SUMMARY, summary)
     return summary
@@ -72,23 +76,44 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
 
 def read_records(folder: str | Path, cases: Sequence[Case] | None = None) -> list[dict]:
     """The records of an evaluation's folder, in the order of `cases` if given. [] before the first answer."""
-    path = Path(folder) / SAMPLES
-    found = {record["id"]: record for record in read_jsonl(path)} if path.exists() else {}
+    found = {record["id"]: record for path in _parts_of(folder, SAMPLES) for record in read_jsonl(path)}
     if cases is None:
         return list(found.values())
     return [found[case.sample.id] for case in cases if case.sample.id in found]
 
 
 def read_timings(folder: str | Path) -> list[dict]:
-    """What every answer of an evaluation took, see `_timing`."""
-    path = Path(folder) / TIMINGS
-    return read_jsonl(path) if path.exists() else []
+    """What every answer of an evaluation took, see `_answers`."""
+    return [line for path in _parts_of(folder, TIMINGS) for line in read_jsonl(path)]
+
+
+def read_skipped(folder: str | Path) -> list[dict]:
+    """The samples that have no prompt."""
+    return [skip for path in _parts_of(folder, SKIPPED) for skip in json.loads(path.read_text())]
+
+
+def _parts_of(folder: str | Path, name: str) -> list[Path]:
+    """A file and its parts, as far as they exist."""
+    stem, _, suffix = name.partition(".")
+    whole = Path(folder) / name
+    return [*([whole] if whole.exists() else []), *sorted(Path(folder).glob(f"{stem}-*-of-*.{suffix}"))]
+
+
+def _named(name: str, part: tuple[int, int] | None) -> str:
+    """What a part calls its file."""
+    stem, _, suffix = name.partition(".")
+    return name if part is None else f"{stem}-{part[0]}-of-{part[1]}.{suffix}"
+
+
+def _all_skipped(folder: Path, answered: set[str]) -> list[dict]:
+    found = {skip["id"]: skip for skip in read_skipped(folder)}
+    return [skip for name, skip in found.items() if name not in answered]
 
 
 def _answer_all(
     config: EvalConfig, cases: list[Case], missing: set[str], folder: Path, progress: Progress | None
 ) -> list[dict]:
-    """Answers what the folder lacks; returns the samples that have no prompt."""
+    """Answers what the folder lacks of some cases; returns those that have no prompt."""
     done = {record["id"]: record for record in read_records(folder, cases)}
     skipped = [_skip(case, "its file does not exist") for case in cases if case.sample.id in missing - done.keys()]
     todo = [case for case in cases if case.sample.id not in missing | done.keys()]
@@ -105,8 +130,8 @@ def _answer_all(
             with closing(Prompts(part, processor, workers=config.data.workers, ahead=ahead)) as prompts:
                 for case, answer, timing in _answers(prompts, answerer, sampling):
                     record = make_records([case], [answer], pool, profile=config.profile)[0]
-                    append_jsonl(folder / SAMPLES, record)
-                    append_jsonl(folder / TIMINGS, timing)
+                    append_jsonl(folder / _named(SAMPLES, config.part), record)
+                    append_jsonl(folder / _named(TIMINGS, config.part), timing)
                     so_far.add(record)
                     if progress is not None:
                         told = so_far.n + len(skipped) + len(prompts.damaged)
@@ -163,4 +188,11 @@ def _missing_media(cases: Sequence[Case], missing: set[str]) -> DataError:
 def _claim(config: EvalConfig, force: bool) -> Path:
     holds = "an evaluation with other settings"
     fix = "Name another output=, or add --force to begin anew and lose those results"
-    return claim_folder(config.output, dump_config(config), holds=holds, fix=fix, force=force)
+    recipe = dump_config(dataclasses.replace(config, part=None))
+    try:
+        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force)
+    except UsageError:
+        if config.part is None:
+            raise
+        time.sleep(1.0)  # another part may be just about to claim it
+        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force)

@@ -232,3 +232,20 @@ def test_missing_videos_are_listed_or_refused(config, script):
     assert summary["n"] == COUNT - 1 and summary["skipped"][0]["reason"] == "its file does not exist"
     with pytest.raises(DataError, match=r"files of 1 of 10 samples do not exist.*gone.mp4"):
         evaluate(dataclasses.replace(config, strict_media=True), force=True)
+
+
+def test_parts_together_are_the_whole(config, script, tmp_path):
+    evaluate(config)
+    whole = Path(config.output, "samples.jsonl").read_bytes()
+    config = dataclasses.replace(config, output=str(tmp_path / "shared"))
+    script.damaged = {"4"}
+    first = evaluate(dataclasses.replace(config, part=(1, 2)))
+    assert first["n"] == 5 and not Path(config.output, "samples.jsonl").exists()
+    both = evaluate(dataclasses.replace(config, part=(0, 2)))
+    assert both["n"] == 9 and [skip["id"] for skip in both["skipped"]] == ["set/5"]
+    script.damaged = set()
+    script.asked = []
+    assert evaluate(dataclasses.replace(config, part=(0, 2)))["skipped"] == [] and script.asked == [4]
+    assert Path(config.output, "samples.jsonl").read_bytes() == whole
+    with pytest.raises(ConfigError, match="i from 0 to n - 1"):
+        dataclasses.replace(config, part=(2, 2))

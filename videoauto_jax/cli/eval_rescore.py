@@ -7,7 +7,7 @@ from videoauto_jax.cli.eval import show
 from videoauto_jax.config import dump_config
 from videoauto_jax.eval.records import grade_records
 from videoauto_jax.eval.results import Results
-from videoauto_jax.eval.runner import SAMPLES, SUMMARY, TIMINGS
+from videoauto_jax.eval.runner import SAMPLES, SKIPPED, SUMMARY, TIMINGS
 from videoauto_jax.eval.summary import summarize
 from videoauto_jax.files import append_jsonl, claim_folder, write_json
 from videoauto_jax.protocol.grammar import Profile
@@ -57,6 +57,7 @@ def run(config: RescoreConfig, *, force: bool) -> None:
         Path(folder, name).unlink(missing_ok=True)
         for line in lines:
             append_jsonl(folder / name, line)
+    write_json(folder / SKIPPED, results.skipped)
     summary = summarize(recipe, records, results.skipped, results.timings)
     write_json(folder / SUMMARY, summary)
     show(summary, config.output)
