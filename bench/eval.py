@@ -2,10 +2,11 @@
 
     python bench/eval.py [--out bench/results/eval.json]
 
-A tiny random checkpoint answers a small Video-MME made of rendered videos. `gate`: stopping where the first answer is
-sure (60 % of the questions, by the choice of the threshold) against always writing the whole thought, which the length
-limit ends. `shared`: 20 questions about one video against 20 about 20 videos, first answers only. Every run is repeated
-after one that compiles; the median ratio is stated, and the share of the time in which no prompt was ready.
+A tiny checkpoint answers a small Video-MME made of rendered videos. It was taught, in the script, to be sure of its
+first answer to three questions of five and to write a thought of about 90 tokens behind every one. `gate`: stopping
+where it is sure against always thinking. `shared`: 20 questions about one video against 20 about 20 videos, first
+answers only. Every run is repeated after one that compiles; the median ratio is stated, and the share of the time in
+which no prompt was ready.
 """
 
 import argparse
@@ -19,18 +20,23 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from videoauto_jax.cli.quickstart.scene import make_scene, render
 from videoauto_jax.cli.quickstart.tiny import TinySpec, make_checkpoint
 from videoauto_jax.cli.quickstart.video_file import write_video
+from videoauto_jax.config import load_config
 from videoauto_jax.data.annotations import VideoBudget
+from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
+from videoauto_jax.eval.benchmarks import benchmark
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
-from videoauto_jax.eval.runner import evaluate, read_records
+from videoauto_jax.eval.runner import evaluate
+from videoauto_jax.protocol.prompts import BOXED_SUFFIX, system_prompt
 from videoauto_jax.sampling.sampler import SamplingConfig
+from videoauto_jax.train.recipe import SFTConfig
+from videoauto_jax.train.sft import train_sft
 
-TEXT = "\\boxed{A}<think>It looks like 3 red and 4 blue dots.</think>\\boxed{B} What colour is the lamp at second 5?"
+THOUGHT = " ".join(f"{second} the lamp is red;" for second in range(15))
 OPTIONS = ["A. one", "B. two", "C. three", "D. four"]
 ROUNDS = 3
 
@@ -43,17 +49,44 @@ def write_benchmark(folder: Path, videos: int, questions: int, size: int) -> Non
         write_video(folder / "data" / f"v{v}.mp4", render(make_scene(v), size))
     for n in range(questions):
         about = {"duration": "short", "domain": "Knowledge", "sub_category": "Astronomy", "task_type": "OCR Problems"}
-        question = f"Question {n}: in how many seconds is the lamp red?"
+        question = f"{'Hard' if is_hard(n) else 'Easy'}: is the lamp red?"
         rows.append({"question": question, "options": OPTIONS, "answer": "A", "videoID": f"v{n % videos}", **about})
     (folder / "test.json").write_text(json.dumps(rows))
 
 
-def recipe(model: Path, path: Path, tokens: int, slots: int, **sampling) -> EvalConfig:
-    """An evaluation of that benchmark; the format is forced, as the model is random."""
-    budget = VideoBudget(16 * 1024, 768 * 1024, 4096 * 1024, max_frames=32)
-    settings = SamplingConfig(
-        max_new_tokens=tokens, prompts=slots, temperature=1.0, forced_format=True, **{"mode": "record", **sampling}
+def is_hard(n: int) -> bool:
+    """Two questions of five."""
+    return n % 5 < 2
+
+
+def teach(folder: Path, place: Path) -> Path:
+    """A checkpoint that answers that benchmark: easy questions always with A, hard ones with every letter alike."""
+    asked = json.loads((place / "test.json").read_text())
+    lines = []
+    for n, row in enumerate(asked):
+        question = benchmark("videomme").question(row).removesuffix(BOXED_SUFFIX)
+        for letter in "ABCD" if is_hard(n) else "AA":
+            response = f"\\boxed{{{letter}}}<think>{THOUGHT}</think>\\boxed{{{letter}}}"
+            video = f"{row['videoID']}.mp4"
+            lines.append({"question": question, "answer": letter, "video": video, "response": response})
+    demonstrations = folder / "demonstrations.jsonl"
+    demonstrations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts = [f"{line['question']}{BOXED_SUFFIX} {line['response']}" for line in lines]
+    make_checkpoint(folder / "base", [*texts, system_prompt()] * 10, 0, TinySpec())
+    config = load_config(SFTConfig, "quickstart/warmup", ["steps=150", "questions=4", "optimizer.warmup_steps=10"])
+    sets = {"taught": DatasetConfig("Plain", str(demonstrations), str(place / "data"))}
+    data = dataclasses.replace(
+        config.data, names=("taught",), sets=sets, max_prompt_tokens=1024, prompt_lengths=None, branch_lengths=None
     )
+    paths = {"model": str(folder / "base"), "output": str(folder / "taught")}
+    train_sft(dataclasses.replace(config, data=data, **paths), lines=False)
+    return folder / "taught" / "model"
+
+
+def recipe(model: Path, path: Path, slots: int, pixels: int = 1024, **sampling) -> EvalConfig:
+    """An evaluation of that benchmark; pixels as the model was taught, unless there are more of them."""
+    budget = VideoBudget(1024, pixels, 64 * pixels, max_frames=16)
+    settings = SamplingConfig(max_new_tokens=160, prompts=slots, **sampling)
     data = DataConfig(video=budget, max_prompt_tokens=16384, workers=len(os.sched_getaffinity(0)))
     benchmarks = {"videomme": BenchmarkConfig(path=str(path))}
     return EvalConfig(str(model), "", data, settings, benchmarks=benchmarks, dtype="float32", graders=1)
@@ -62,32 +95,27 @@ def recipe(model: Path, path: Path, tokens: int, slots: int, **sampling) -> Eval
 def timed(config: EvalConfig, folder: Path) -> tuple[float, dict]:
     """Seconds of a whole evaluation in a new folder, and its summary."""
     output = tempfile.mkdtemp(dir=folder)
-    os.rmdir(output)
     start = time.perf_counter()
     summary = evaluate(dataclasses.replace(config, output=output))
-    return time.perf_counter() - start, summary | {"output": output}
+    return time.perf_counter() - start, summary
 
 
-def gate(model: Path, folder: Path, questions: int, tokens: int, slots: int) -> dict:
+def gate(model: Path, place: Path, folder: Path, slots: int) -> dict:
     """`auto` against `second`."""
-    write_benchmark(folder / "gate", questions, questions, 96)
-    second = recipe(model, folder / "gate", tokens, slots, mode="second")
-    _, summary = timed(second, folder)
-    confidences = [record["confidence"] for record in read_records(summary["output"])]
-    threshold = float(np.quantile(confidences, 0.4))
-    auto = recipe(model, folder / "gate", tokens, slots, mode="auto", threshold=threshold)
-    timed(auto, folder)
-    pairs = [(timed(second, folder), timed(auto, folder)) for _ in range(ROUNDS)]
-    (full, whole), (short, early) = pairs[0]
-    found = whole["benchmarks"]["videomme"]["modes"]["second"], early["benchmarks"]["videomme"]["modes"]["auto"]
+    modes = {mode: recipe(model, place, slots, mode=mode, threshold=0.9) for mode in ("second", "auto")}
+    for config in modes.values():
+        timed(config, folder)
+    rounds = [{mode: timed(config, folder) for mode, config in modes.items()} for _ in range(ROUNDS)]
+    found = {mode: summary["benchmarks"]["videomme"]["modes"][mode] for mode, (_, summary) in rounds[0].items()}
     return {
-        "what": f"{questions} questions about as many videos, {slots} slots, at most {tokens} tokens",
-        "second_seconds": statistics.median(pair[0][0] for pair in pairs),
-        "auto_seconds": statistics.median(pair[1][0] for pair in pairs),
-        "ratio": statistics.median(pair[1][0] / pair[0][0] for pair in pairs),
-        "tokens": [mode["tokens"]["mean"] for mode in found],
-        "think_ratio": found[1]["think_ratio"],
-        "waited_share": [summary["waited"] / seconds for seconds, summary in ((full, whole), (short, early))],
+        "what": f"{rounds[0]['auto'][1]['n']} questions about as many videos, {slots} slots",
+        **{f"{mode}_seconds": statistics.median(one[mode][0] for one in rounds) for mode in modes},
+        "ratio": statistics.median(one["auto"][0] / one["second"][0] for one in rounds),
+        "tokens": {mode: one["tokens"] for mode, one in found.items()},
+        "think_ratio": found["auto"]["think_ratio"],
+        "waited_share": {
+            mode: statistics.median(one[mode][1]["waited"] / one[mode][0] for one in rounds) for mode in modes
+        },
     }
 
 
@@ -97,11 +125,11 @@ def shared(model: Path, folder: Path, questions: int, slots: int) -> dict:
     for videos in (questions, 1):
         place = folder / f"shared-{videos}"
         write_benchmark(place, videos, questions, 224)
-        config = recipe(model, place, 24, slots, mode="first")
+        config = recipe(model, place, slots, 224**2, mode="first")
         timed(config, folder)
         seconds[videos] = statistics.median(timed(config, folder)[0] for _ in range(ROUNDS))
     return {
-        "what": f"{questions} questions, first answers only, {slots} slots",
+        "what": f"{questions} questions, first answers only, {slots} slots, frames of 224 x 224",
         "videos_seconds": seconds[questions],
         "one_video_seconds": seconds[1],
         "ratio": seconds[questions] / seconds[1],
@@ -115,13 +143,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_checkpoint(folder / "model", [TEXT] * 200, 0, TinySpec())
+        write_benchmark(folder / "gate", 40, 40, 64)
+        model = teach(folder, folder / "gate")
         result = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": f"{len(os.sched_getaffinity(0))} cores of {os.cpu_count()}, Python {platform.python_version()}, "
             f"jax {jax.__version__}",
-            "gate": gate(folder / "model", folder, 40, 100, 8),
-            "shared": shared(folder / "model", folder, 20, 8),
+            "gate": gate(model, folder / "gate", folder, 8),
+            "shared": shared(model, folder, 20, 8),
         }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
