@@ -185,6 +185,11 @@ def test_a_branch_depends_on_seed_prompt_and_number_only(writer, prompts):
         for mine, expected in zip(group, same):
             np.testing.assert_array_equal(mine.token_ids, expected.token_ids)
             np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
+    for changes in ({"prompts": 1}, {"prompts": 8, "prefill_tokens": 64, "prompt_lengths": (96, 256)}):
+        sampler = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, **changes))
+        for group, same in zip(sampler.rollout(prompts, branches=3), groups):
+            for mine, expected in zip(group, same):
+                np.testing.assert_array_equal(mine.token_ids, expected.token_ids, err_msg=str(changes))
     reseeded = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, seed=4))
     again = {tuple(answer.token_ids) for group in reseeded.rollout(prompts, branches=3) for answer in group}
     assert not written & again

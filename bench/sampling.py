@@ -1,0 +1,246 @@
+"""Speed of the sampler, as ratios measured in one run.
+
+    python bench/sampling.py [--out bench/results/sampling.json]       a tiny model on this machine, with transformers
+    python bench/sampling.py --model qwen3-vl-8b-instruct              one GPU: random weights in full size, bfloat16
+
+On this machine: tokens per second against transformers' `generate` for 16 continuations of each of 8 prompts of 512
+tokens; what `auto` saves in time against what it saves in tokens; the share of decoding steps that are useful when
+responses have all lengths; what 8 bits cost. On a GPU: a decoding step of 16 branches behind a long prompt against the
+time that reading weights and cache takes at the memory's speed, and tokens per second of 256 short prompts.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from videoauto_jax.cli.quickstart.tiny import TinySpec, make_checkpoint
+from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.data.processor import Processor, load_processor
+from videoauto_jax.models.config import parse_config
+from videoauto_jax.models.hf import load_model
+from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
+
+ROOT = Path(__file__).parents[1]
+TEXT = "\\boxed{A}<think>It looks like 3 red and 4 blue dots.</think>\\boxed{B} What colour is the lamp at second 5?"
+ROUNDS = 3
+LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 2.0, "<|im_end|>": 6.0}
+"""What is added to the logits of a random model, so that answers have a few tokens and thoughts some dozens."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Leaning:
+    """A model some of whose logits are raised."""
+
+    model: QwenVL
+    raised: jax.Array
+
+    config = property(lambda self: self.model.config)
+    text = property(lambda self: self.model.text)
+
+    def forward(self, *arguments, **options):
+        return self.model.forward(*arguments, **options)
+
+    def logits(self, hidden):
+        return self.model.logits(hidden) + self.raised
+
+
+def lean(model: QwenVL, processor: Processor) -> Leaning:
+    raised = np.zeros(model.config.text.vocab_size, np.float32)
+    for text, value in LEANING.items():
+        raised[processor.tokenizer.convert_tokens_to_ids(text)] = value
+    return Leaning(model, jnp.asarray(raised))
+
+
+def prompt(rng: np.random.Generator, length: int, vocabulary: int) -> Encoded:
+    """Random text of so many tokens."""
+    positions = np.stack([np.arange(length, dtype=np.int32)] * 3)
+    ids = rng.integers(32, vocabulary, length).astype(np.int32)
+    return Encoded(ids, positions, np.full(length, -1, np.int32), None, length, "")
+
+
+def endless(processor: Processor) -> Processor:
+    """The processor without stop tokens: every branch writes all it may."""
+    other = copy.copy(processor)
+    other.eos_token_ids = ()
+    return other
+
+
+def timed(act) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def against_transformers(folder: Path, prompts: int, branches: int, length: int, tokens: int) -> dict:
+    """Both write the same number of tokens, taking turns."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model, processor = load_model(folder, dtype="float32"), endless(load_processor(folder))
+    config = SamplingConfig(mode="record", max_new_tokens=tokens, temperature=1.0, prompts=prompts)
+    config = dataclasses.replace(config, reuse_prefixes=False)  # every turn computes its prompts
+    sampler, rng = Sampler(model, processor, config), np.random.default_rng(0)
+    batch = [prompt(rng, length, 256) for _ in range(prompts)]
+    ids = torch.tensor(np.stack([each.token_ids for each in batch])).long()
+    options = {"do_sample": True, "num_return_sequences": branches, "max_new_tokens": tokens, "eos_token_id": None}
+
+    def other() -> None:
+        with torch.no_grad():
+            written = theirs.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, top_k=0, **options)
+        assert written.shape == (prompts * branches, length + tokens)
+
+    def ours() -> None:
+        groups = sampler.generate(batch, branches)
+        assert all(len(answer.token_ids) == tokens for group in groups for answer in group)
+
+    ours(), other()
+    pairs = [(timed(ours), timed(other)) for _ in range(ROUNDS)]
+    ratios = [b / a for a, b in pairs]
+    return {
+        "what": f"{prompts} prompts of {length} tokens x {branches} branches of {tokens} tokens, float32",
+        "seconds": statistics.median(a for a, _ in pairs),
+        "transformers_seconds": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "ratios": sorted(ratios),
+    }
+
+
+def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> dict:
+    """`auto` with the median confidence as threshold: about half of the prompts stop behind their first answer.
+
+    The model is random, so the format is forced, and thoughts end where chance ends them, at all lengths.
+    """
+    processor = load_processor(folder)
+    model = lean(load_model(folder, dtype="float32"), processor)
+    config = SamplingConfig(
+        mode="record", max_new_tokens=tokens, temperature=1.0, forced_format=True, prompts=slots, reuse_prefixes=False
+    )
+    rng = np.random.default_rng(0)
+    batch = [prompt(rng, length, 256) for _ in range(prompts)]
+    samplers = {mode: Sampler(model, processor, config) for mode in ("record", "auto")}
+    confidences = [answer.confidence for _, (answer,) in samplers["record"].stream(batch)]
+    threshold = float(np.median([c for c in confidences if c >= 0]))
+    samplers["auto"].config = dataclasses.replace(config, mode="auto", threshold=threshold)
+    written = {}
+
+    def run(mode: str) -> None:
+        written[mode] = [len(answer.token_ids) for _, (answer,) in samplers[mode].stream(batch)]
+
+    run("auto")
+    pairs = [(timed(lambda: run("record")), timed(lambda: run("auto"))) for _ in range(ROUNDS)]
+    full, short = (sum(written[mode]) for mode in ("record", "auto"))
+    saved_time = statistics.median(1 - b / a for a, b in pairs)
+    usage = {mode: sampler.usage for mode, sampler in samplers.items()}
+    return {
+        "what": f"{prompts} prompts of {length} tokens through {slots} slots, at most {tokens} tokens",
+        "tokens": {mode: lengths(counts) for mode, counts in written.items()},
+        "saved_tokens": 1 - short / full,
+        "saved_time": saved_time,
+        "ratio": saved_time / (1 - short / full),
+        "useful_share": {mode: each.useful / each.slots for mode, each in usage.items()},
+    }
+
+
+def lengths(counts: list[int]) -> dict:
+    return {"sum": int(np.sum(counts)), "median": float(np.median(counts)), "most": int(np.max(counts))}
+
+
+def eight_bits(folder: Path, prompts: int, length: int, tokens: int) -> dict:
+    """Log-probabilities of the same tokens with prompts in 8 bits, and in bfloat16 for comparison."""
+    exact, processor = load_model(folder, dtype="float32"), endless(load_processor(folder))
+    rng = np.random.default_rng(0)
+    batch = [prompt(rng, length, 256) for _ in range(prompts)]
+    config = SamplingConfig(mode="record", max_new_tokens=tokens, prompts=prompts)
+    expected = Sampler(exact, processor, config).generate(batch, 1)
+    found = {}
+    for name in ("int8", "float8_e4m3fn", "bfloat16"):
+        model = load_model(folder, dtype="bfloat16") if name == "bfloat16" else exact
+        changed = config if name == "bfloat16" else dataclasses.replace(config, cache_dtype=name)
+        found[name] = difference(Sampler(model, processor, changed).generate(batch, 1), expected)
+    return {"what": f"mean |difference| of log p over equal tokens, {prompts} prompts of {length} tokens", **found}
+
+
+def difference(found: list, expected: list) -> float:
+    errors = []
+    for (mine,), (other,) in zip(found, expected):
+        differ = np.flatnonzero(mine.token_ids != other.token_ids)
+        same = differ[0] if len(differ) else len(mine.token_ids)
+        errors += np.abs(mine.logprobs - other.logprobs)[:same].tolist()
+    return float(np.mean(errors))
+
+
+def on_gpu(name: str, folder: Path, lengths: tuple[int, ...], bandwidth: float, layers: int | None) -> dict:
+    """Random weights in full size: a step of 16 branches behind a long prompt, then 256 slots on short prompts."""
+    facts = json.loads((ROOT / "configs" / "models" / f"{name}.json").read_text())
+    config = parse_config(facts)
+    if layers is not None:
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=layers))
+    make = jax.jit(lambda: QwenVL(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    model, processor, text = make(), endless(load_processor(folder)), config.text
+    rng, found = np.random.default_rng(0), {}
+    of_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * 2
+    read = sum(leaf.nbytes for path, leaf in nnx.to_flat_state(nnx.state((model.text, getattr(model, "head", None)))))
+    read -= 0 if text.tied_head else model.text.embed.embedding[...].nbytes
+    for length in lengths:
+        batch, seconds = [prompt(rng, length, 256)], {}
+        for tokens in (16, 144):
+            settings = SamplingConfig(mode="record", max_new_tokens=tokens, temperature=1.0, prompts=1)
+            sampler = Sampler(model, processor, dataclasses.replace(settings, reuse_prefixes=False))
+            write = partial(sampler.generate, batch, 16)
+            write()
+            seconds[tokens] = min(timed(write) for _ in range(ROUNDS))
+        step = (seconds[144] - seconds[16]) / 128
+        floor = (read + of_token * (length + 16 * 72)) / bandwidth
+        found[f"16 branches behind {length}"] = {"step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "ratio": step / floor}
+    settings = SamplingConfig(mode="record", max_new_tokens=256, temperature=1.0, prompts=256, reuse_prefixes=False)
+    sampler, batch = Sampler(model, processor, settings), [prompt(rng, 192, 256) for _ in range(256)]
+    sampler.generate(batch, 1)
+    found["256 slots, tokens/s"] = 256 * 256 / min(timed(partial(sampler.generate, batch, 1)) for _ in range(ROUNDS))
+    return found
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sampling.json")
+    parser.add_argument("--model", help="a name in configs/models: full size on one GPU")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 65536], help="prompts of that, in tokens")
+    parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has, to try the script")
+    options = parser.parse_args()
+    result = json.loads(options.out.read_text()) if options.out.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_checkpoint(folder, [TEXT] * 200, 0, TinySpec())
+        if options.model:
+            found = on_gpu(options.model, folder, tuple(options.lengths), options.bandwidth, options.layers)
+            result[options.model] = {"device": jax.devices()[0].device_kind, **found}
+        else:
+            cores, versions = len(os.sched_getaffinity(0)), f"Python {platform.python_version()}, jax {jax.__version__}"
+            result |= {"date": time.strftime("%Y-%m-%d"), "machine": f"{cores} cores, {versions}"}
+            result["eight_bits"] = eight_bits(folder, 8, 512, 32)
+            result["gate"] = gate(folder, 128, 16, 128, 256)
+            result["transformers"] = against_transformers(folder, 8, 16, 512, 32)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
