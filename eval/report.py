@@ -15,7 +15,6 @@ from videoauto_jax.eval.figures import (
     mode_bars,
     reliability_panel,
     threshold_panels,
-    tradeoff_panel,
 )
 from videoauto_jax.eval.page import figure, page, section, table, tiles, verdict
 from videoauto_jax.eval.records import Record
@@ -109,27 +108,6 @@ def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: i
     return page("Evaluation", lead, sections)
 
 
-def calibration_report(found: Mapping[str, Mapping], run: str) -> str:
-    """The page of a calibration as HTML, from what `calibrate` returns."""
-    names = ("score", "tokens", "think_ratio")
-    head = ["", "threshold", *(f"{name.replace('_', ' ')}, {part}" for part in ("picked on", "rest") for name in names)]
-    rows = []
-    for name, one in found.items():
-        forms = {"think_ratio": "{:.1%}"}
-        points = [(one[part], key) for part in ("picked", "reported") for key in names]
-        cells = [_number(point[key], forms.get(key, "{:.1f}")) for point, key in points]
-        rows.append([escape(name), f"{one['threshold']:.4f}", *cells])
-    lead = f"{run}: the threshold of mode auto, picked on a part of the videos and reported on the others."
-    tradeoffs = [tradeoff_panel(name, one) for name, one in found.items()]
-    reliabilities = [reliability_panel(one["reliability"], name) for name, one in found.items()]
-    sections = [
-        section("Thresholds", "", table(head, rows)),
-        section("Score against tokens", _TRADEOFF, figure("Trade-off", tradeoffs)),
-        section("Reliability of the confidence", "", figure("Reliability", reliabilities)),
-    ]
-    return page("Calibration of the gate", lead, sections)
-
-
 def write_report(folder: str | Path, html: str) -> Path:
     """Writes `folder/report.html` atomically and returns its path."""
     path = Path(folder) / "report.html"
@@ -212,7 +190,6 @@ _SCORES = (
     "is right from IoU 0.5 on, a grounded answer if its letter is; grounding counts as perception too."
 )
 _BROWSER = "Picked to show every combination of verdicts. The buttons filter them."
-_TRADEOFF = "Every point is a threshold; the front holds those that nothing beats for as few tokens."
 _CURVES = "Faint lines are single rounds, strong ones their running mean."
 
 

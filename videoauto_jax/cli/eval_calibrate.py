@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from videoauto_jax.eval.calibration import calibrate
-from videoauto_jax.eval.report import calibration_report, write_report
+from videoauto_jax.eval.calibration_report import calibration_report
+from videoauto_jax.eval.report import write_report
 from videoauto_jax.eval.results import Results
 from videoauto_jax.files import write_json
 
