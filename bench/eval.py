@@ -2,11 +2,11 @@
 
     python bench/eval.py [--out bench/results/eval.json]
 
-A tiny checkpoint answers a small Video-MME made of rendered videos. It was taught, in the script, to be sure of its
-first answer to three questions of five and to write a thought of about 90 tokens behind every one. `gate`: stopping
-where it is sure against always thinking. `shared`: 20 questions about one video against 20 about 20 videos, first
-answers only. Every run is repeated after one that compiles; the median ratio is stated, and the share of the time in
-which no prompt was ready.
+A tiny checkpoint answers a small Video-MME made of rendered videos. It was taught, in the script, the answer-twice
+format with a thought of about 100 tokens. `gate`: stopping where the first answer is sure, which the choice of the
+threshold makes three questions of five, against always thinking. `shared`: 20 questions about one video against 20
+about 20 videos, first answers only. Every run is repeated after one that compiles; the median ratio is stated, and the share
+of the time in which no prompt was ready.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from videoauto_jax.cli.quickstart.scene import make_scene, render
 from videoauto_jax.cli.quickstart.tiny import TinySpec, make_checkpoint
@@ -30,7 +31,7 @@ from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.eval.benchmarks import benchmark
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
-from videoauto_jax.eval.runner import evaluate
+from videoauto_jax.eval.runner import evaluate, read_records
 from videoauto_jax.protocol.prompts import BOXED_SUFFIX, system_prompt
 from videoauto_jax.sampling.sampler import SamplingConfig
 from videoauto_jax.train.recipe import SFTConfig
@@ -49,23 +50,18 @@ def write_benchmark(folder: Path, videos: int, questions: int, size: int) -> Non
         write_video(folder / "data" / f"v{v}.mp4", render(make_scene(v), size))
     for n in range(questions):
         about = {"duration": "short", "domain": "Knowledge", "sub_category": "Astronomy", "task_type": "OCR Problems"}
-        question = f"{'Hard' if is_hard(n) else 'Easy'}: is the lamp red?"
+        question = f"Question {n}: what colour is the lamp?"
         rows.append({"question": question, "options": OPTIONS, "answer": "A", "videoID": f"v{n % videos}", **about})
     (folder / "test.json").write_text(json.dumps(rows))
 
 
-def is_hard(n: int) -> bool:
-    """Two questions of five."""
-    return n % 5 < 2
-
-
 def teach(folder: Path, place: Path) -> Path:
-    """A checkpoint that answers that benchmark: easy questions always with A, hard ones with every letter alike."""
+    """A checkpoint that answers that benchmark in the right format, with every letter alike."""
     asked = json.loads((place / "test.json").read_text())
     lines = []
-    for n, row in enumerate(asked):
+    for row in asked:
         question = benchmark("videomme").question(row).removesuffix(BOXED_SUFFIX)
-        for letter in "ABCD" if is_hard(n) else "AA":
+        for letter in "ABCD":
             response = f"\\boxed{{{letter}}}<think>{THOUGHT}</think>\\boxed{{{letter}}}"
             video = f"{row['videoID']}.mp4"
             lines.append({"question": question, "answer": letter, "video": video, "response": response})
@@ -73,7 +69,7 @@ def teach(folder: Path, place: Path) -> Path:
     demonstrations.write_text("".join(json.dumps(line) + "\n" for line in lines))
     texts = [f"{line['question']}{BOXED_SUFFIX} {line['response']}" for line in lines]
     make_checkpoint(folder / "base", [*texts, system_prompt()] * 10, 0, TinySpec())
-    config = load_config(SFTConfig, "quickstart/warmup", ["steps=150", "questions=4", "optimizer.warmup_steps=10"])
+    config = load_config(SFTConfig, "quickstart/warmup", ["steps=60", "questions=4", "optimizer.warmup_steps=10"])
     sets = {"taught": DatasetConfig("Plain", str(demonstrations), str(place / "data"))}
     data = dataclasses.replace(
         config.data, names=("taught",), sets=sets, max_prompt_tokens=1024, prompt_lengths=None, branch_lengths=None
@@ -97,14 +93,16 @@ def timed(config: EvalConfig, folder: Path) -> tuple[float, dict]:
     output = tempfile.mkdtemp(dir=folder)
     start = time.perf_counter()
     summary = evaluate(dataclasses.replace(config, output=output))
-    return time.perf_counter() - start, summary
+    return time.perf_counter() - start, summary | {"folder": output}
 
 
 def gate(model: Path, place: Path, folder: Path, slots: int) -> dict:
     """`auto` against `second`."""
-    modes = {mode: recipe(model, place, slots, mode=mode, threshold=0.9) for mode in ("second", "auto")}
-    for config in modes.values():
-        timed(config, folder)
+    second = recipe(model, place, slots, mode="second")
+    _, summary = timed(second, folder)
+    threshold = float(np.quantile([record["confidence"] for record in read_records(summary["folder"])], 0.4))
+    modes = {"second": second, "auto": recipe(model, place, slots, mode="auto", threshold=threshold)}
+    timed(modes["auto"], folder)
     rounds = [{mode: timed(config, folder) for mode, config in modes.items()} for _ in range(ROUNDS)]
     found = {mode: summary["benchmarks"]["videomme"]["modes"][mode] for mode, (_, summary) in rounds[0].items()}
     return {
