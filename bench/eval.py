@@ -5,8 +5,8 @@
 A tiny checkpoint answers a small Video-MME made of rendered videos. It was taught, in the script, the answer-twice
 format with a thought of about 100 tokens. `gate`: stopping where the first answer is sure, which the choice of the
 threshold makes three questions of five, against always thinking. `shared`: 20 questions about one video against 20
-about 20 videos, first answers only. Every run is repeated after one that compiles; the median ratio is stated, and the share
-of the time in which no prompt was ready.
+about 20 videos, first answers only. Every run is repeated after one that compiles; the median ratio is stated, and the
+share of the time in which no prompt was ready.
 """
 
 import argparse
