@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from videoauto_jax.eval.records import Record
-from videoauto_jax.eval.scoring import ALWAYS_THINK, MODES, SLICES, is_right, reliability, score_modes, threshold_curve
+from videoauto_jax.eval.scoring import ALWAYS_THINK, MODES, SLICES, is_right, score_modes, threshold_curve
 from videoauto_jax.eval.theme import LIGHT
 
 Panel = Callable[[Axes], None]
@@ -91,9 +91,9 @@ def threshold_panels(records: Sequence[Record], threshold: float) -> list[Panel]
     return [accuracy, ratio]
 
 
-def reliability_panel(records: Sequence[Record]) -> Panel:
-    """How often first answers of a confidence are right."""
-    bins = [one for one in reliability(records) if one["n"]]
+def reliability_panel(reliability: Sequence[Mapping], title: str = "Reliability") -> Panel:
+    """How often first answers of a confidence are right, from `scoring.reliability`."""
+    bins = [one for one in reliability if one["n"]]
     most = max((one["n"] for one in bins), default=1)
 
     def draw(ax: Axes) -> None:
@@ -101,9 +101,41 @@ def reliability_panel(records: Sequence[Record]) -> Panel:
         sizes = [20 + 180 * one["n"] / most for one in bins]
         x, y = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
         ax.scatter(x, y, s=sizes, color=COLOURS[0], label="first answers, by number", zorder=3)
-        ax.set(title="Reliability", xlabel="confidence", ylabel="right", xlim=(0, 1.04), ylim=(-0.04, 1.06))
+        ax.set(title=title, xlabel="confidence", ylabel="right", xlim=(0, 1.04), ylim=(-0.04, 1.06))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.legend(loc="upper left")
+
+    return draw
+
+
+def benchmark_panel(found: Mapping, threshold: float) -> Panel:
+    """Score, and tokens as a share of always thinking, of a benchmark of a summary against the threshold."""
+    points = found["curve"]
+    most = max(point["tokens"] for point in points) or 1.0
+    grid = [point["threshold"] for point in points]
+
+    def draw(ax: Axes) -> None:
+        scores = [np.nan if point["score"] is None else point["score"] for point in points]
+        ax.plot(grid, scores, color=COLOURS[0], label="score")
+        ax.plot(grid, [100 * point["tokens"] / most for point in points], color=COLOURS[1], label="tokens")
+        _gate(ax, threshold)
+        ax.set(title=found["title"], xlabel="threshold", ylabel="%", xlim=(0, 1.01), ylim=(-2, 104))
+        ax.legend(loc="best")
+
+    return draw
+
+
+def tradeoff_panel(name: str, found: Mapping) -> Panel:
+    """Score against tokens of a calibration: every threshold, the Pareto front, what was picked."""
+
+    def draw(ax: Axes) -> None:
+        for points, form, label in ((found["curve"], ".", "thresholds"), (found["pareto"], "-", "Pareto front")):
+            x, y = ([point[key] or 0.0 for point in points] for key in ("tokens", "score"))
+            ax.plot(x, y, form, color=COLOURS[0], label=label, alpha=0.5 if form == "." else 1)
+        for key, colour in (("picked", COLOURS[1]), ("reported", COLOURS[2])):
+            ax.plot(found[key]["tokens"], found[key]["score"] or 0.0, "o", color=colour, label=key)
+        ax.set(title=name, xlabel="tokens of an answer, mean", ylabel="score, %")
+        ax.legend(loc="best")
 
     return draw
 

@@ -43,6 +43,12 @@ tr.rule td{{border-top:2px solid var(--grid)}}
 .sample .question{{white-space:pre-wrap;margin-bottom:10px}}
 .sample dl{{display:grid;grid-template-columns:auto 1fr;gap:4px 12px;margin:0;font-size:14px}}
 .sample dt{{color:var(--muted)}}.sample dd{{margin:0;overflow-wrap:anywhere}}
+.filters{{display:flex;flex-wrap:wrap;gap:6px;margin:8px 0}}
+.filters label{{border:1px solid var(--grid);border-radius:999px;padding:2px 12px;font-size:13px;cursor:pointer}}
+.filters input{{position:absolute;opacity:0;pointer-events:none}}
+.filters label:has(:checked){{background:var(--one);border-color:var(--one);color:#fff}}
+.filters label:has(:focus-visible){{outline:2px solid var(--ink)}}
+details{{margin:8px 0}}summary{{cursor:pointer;font-weight:600}}
 .chip{{display:inline-block;border:1px solid var(--grid);border-radius:999px;padding:0 9px}}
 .chip{{font-size:12px;color:var(--muted)}}
 """
@@ -93,6 +99,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, 
     top = cells("th", [escape(name) for name in head])
     body = "".join(f"<tr{' class=rule' if n in rules else ''}>{cells('td', row)}</tr>" for n, row in enumerate(rows))
     return f'<div class="card scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def bar(percent: float, width: int = 240) -> str:
+    """A bar of a percentage."""
+    return f'<span class="bar" style="width:{width * percent / 100:.0f}px"></span>'
+
+
+def fold(title: str, *content: str, opened: bool = False) -> str:
+    """HTML that opens below its title."""
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{''.join(content)}</details>"
 
 
 def verdict(right: bool, *, yes: str = "right", no: str = "wrong") -> str:

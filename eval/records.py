@@ -6,7 +6,9 @@ Every score, table and curve is computed from these records, so none of them nee
 from collections.abc import Mapping, Sequence
 
 from videoauto_jax.data.annotations import Sample
-from videoauto_jax.protocol.grammar import Profile, first_answer, second_answer
+from videoauto_jax.eval.benchmarks.base import Benchmark, benchmark
+from videoauto_jax.eval.cases import Case
+from videoauto_jax.protocol.grammar import CLOSE, OPEN, Profile, first_answer, second_answer
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.rewards.grounded import SEPARATOR
 from videoauto_jax.sampling.answer import Answer
@@ -15,31 +17,65 @@ Record = Mapping[str, object]
 GROUNDED = ("iou", "gqa")
 """Problem types that ask for an interval."""
 
+ANSWERS = {"first": "first_answer", "second": "final_answer"}
+"""Which answer -> the field that holds it."""
+
 
 def make_records(
-    samples: Sequence[Sample], answers: Sequence[Answer], pool: RewardPool, *, profile: Profile = "paper"
+    cases: Sequence[Case], answers: Sequence[Answer], pool: RewardPool, *, profile: Profile = "paper"
 ) -> list[dict]:
-    """Records of answered samples, graded.
-
-    `first_answer` and `final_answer` are read from the text under the profile. A response without a closed thought has,
-    as published, the only box of its whole text as final answer under `paper`, and none under `strict`.
-
-    The grades are unweighted and without bonus: `score_first` and `score_second` as `rewards.grade` gives them,
-    `iou_first` and `iou_second` the interval's part of it, null where no interval was asked for.
+    """Records of answered cases, graded, see `grade_records`.
 
     Raises:
         DataError: a problem type without a grader.
     """
-    records = [_record(sample, answer, profile) for sample, answer in zip(samples, answers, strict=True)]
-    for which, field in (("first", "first_answer"), ("second", "final_answer")):
-        texts = [record[field] for record in records]
-        scores = pool.grade_many(
-            [(text, sample.answer, sample.problem_type) for text, sample in zip(texts, samples)], profile=profile
-        )
-        for record, text, sample, score in zip(records, texts, samples, scores):
-            record[f"score_{which}"] = score
-            record[f"iou_{which}"] = _iou(text, sample, score, pool, profile)
-    return records
+    records = [_record(case, answer) for case, answer in zip(cases, answers, strict=True)]
+    return grade_records(records, pool, profile=profile)
+
+
+def grade_records(records: Sequence[Record], pool: RewardPool, *, profile: Profile) -> list[dict]:
+    """The records with answers and grades as the profile finds them in their texts.
+
+    `first_answer` and `final_answer` are the boxes' contents. A response without a closed thought has, as published,
+    the only box of its whole text as final answer under `paper`, and none under `strict`.
+
+    `score_first` and `score_second` are unweighted and without bonus, as `rewards.grade` or the benchmark gives them
+    (of a grounded answer, the letter's plus the overlap); `iou_first` and `iou_second` the overlap, null where no
+    interval was asked for. `read_first` and `read_second` are what a benchmark took for the answer.
+
+    Raises:
+        DataError: a problem type without a grader.
+    """
+    graded = [dict(record) for record in records]
+    for which, field in ANSWERS.items():
+        plain = []
+        for record in graded:
+            if record["benchmark"] is None:
+                record[field] = _box(record["text"], which, profile)
+                plain.append((record, record[field]))
+            else:
+                _judge(record, which, profile)
+        _grade(plain, which, pool, profile)
+    return graded
+
+
+def judge(record: Record, which: str, profile: Profile) -> tuple[Benchmark, object]:
+    """The benchmark of a record, and its score of the record's `first` or `second` answer."""
+    chosen = benchmark(record["benchmark"], profile, boxed=record["boxed"])
+    return chosen, chosen.score(record["row"], answer_text(record["text"], which, profile))
+
+
+def answer_text(text: str, which: str, profile: Profile) -> str:
+    """The part of a response that is its `first` or `second` answer: before the thought, or behind it.
+
+    Without a closed thought `paper` takes the whole text for the second; so does `strict`, unless a thought was begun.
+    """
+    if which == "first":
+        return text.partition(OPEN)[0].strip()
+    _, closed, tail = text.rpartition(CLOSE)
+    if not closed and profile == "strict" and OPEN in text:
+        return ""
+    return tail.strip()
 
 
 def question(sample: Sample) -> str:
@@ -50,18 +86,20 @@ def question(sample: Sample) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _record(sample: Sample, answer: Answer, profile: Profile) -> dict:
+def _record(case: Case, answer: Answer) -> dict:
+    sample, chosen = case.sample, case.benchmark
     return {
         "id": sample.id,
         "source": sample.source,
+        "benchmark": chosen.name if chosen else None,
+        "boxed": chosen is None or chosen.boxed,
+        "row": dict(case.row),
         "tags": list(sample.tags),
         "problem_type": sample.problem_type,
         "truth": sample.answer,
         "question": question(sample),
         "media": sample.media,
         "text": answer.text,
-        "first_answer": first_answer(answer.text, profile),
-        "final_answer": second_answer(answer.text, profile),
         "reasoning": answer.reasoning,
         "confidence": answer.confidence,
         "tokens": len(answer.token_ids),
@@ -70,10 +108,29 @@ def _record(sample: Sample, answer: Answer, profile: Profile) -> dict:
     }
 
 
-def _iou(text: str, sample: Sample, score: float, pool: RewardPool, profile: Profile) -> float | None:
-    if sample.problem_type == "iou":
+def _box(text: str, which: str, profile: Profile) -> str:
+    return first_answer(text, profile) if which == "first" else second_answer(text, profile)
+
+
+def _judge(record: dict, which: str, profile: Profile) -> None:
+    chosen, score = judge(record, which, profile)
+    record[ANSWERS[which]] = chosen.boxed_text(answer_text(record["text"], which, profile))
+    record[f"read_{which}"] = score.prediction
+    record[f"iou_{which}"] = score.iou
+    record[f"score_{which}"] = float(score) + (score.iou if chosen.problem_type == "gqa" else 0.0)
+
+
+def _grade(asked: Sequence[tuple[dict, str]], which: str, pool: RewardPool, profile: Profile) -> None:
+    items = [(text, record["truth"], record["problem_type"]) for record, text in asked]
+    for (record, text), score in zip(asked, pool.grade_many(items, profile=profile)):
+        record[f"score_{which}"] = score
+        record[f"iou_{which}"] = _iou(text, record, score, pool, profile)
+
+
+def _iou(text: str, record: Record, score: float, pool: RewardPool, profile: Profile) -> float | None:
+    if record["problem_type"] == "iou":
         return score
-    if sample.problem_type != "gqa":
+    if record["problem_type"] != "gqa":
         return None
-    truth = sample.answer.get("segment") if isinstance(sample.answer, Mapping) else None
+    truth = record["truth"].get("segment") if isinstance(record["truth"], Mapping) else None
     return pool.grade_many([(text.split(SEPARATOR)[-1], truth, "iou")], profile=profile)[0]

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from videoauto_jax.eval.benchmark_sections import benchmark_sections
+from videoauto_jax.eval.browser import browser
 from videoauto_jax.eval.figures import (
     GRPO_CURVES,
     SFT_CURVES,
@@ -17,6 +19,7 @@ from videoauto_jax.eval.figures import (
 from videoauto_jax.eval.page import figure, page, section, table, tiles, verdict
 from videoauto_jax.eval.records import Record
 from videoauto_jax.eval.samples import cards, pick_samples
+from videoauto_jax.eval.scoring import reliability
 from videoauto_jax.eval.theme import panels, style, to_png
 from videoauto_jax.files import write_atomic
 
@@ -81,9 +84,14 @@ def quickstart_report(data: QuickstartReport) -> str:
     return page("VideoAuto-R1 quick start", lead, sections)
 
 
-def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: int = 12) -> str:
-    """The page of one evaluation as HTML, from what `evaluate` returns and its records."""
+def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: int = 60) -> str:
+    """The page of one evaluation as HTML, from what `evaluate` returns and its records.
+
+    Args:
+        samples: most answers that the browser holds; each has frames of its video in it.
+    """
     threshold, modes = summary["threshold"], summary["eval"]
+    gated = {"second", "auto"} <= set(modes)
     lead = (
         f"{summary['model']}: {summary['n']} samples in mode {summary['mode']}, scored by the {summary['profile']} "
         f"profile. Mode auto thinks where the first answer's confidence is below {threshold:.4g}."
@@ -91,9 +99,10 @@ def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: i
     rows = [[escape(skip["id"]), escape(skip["reason"])] for skip in summary["skipped"]]
     skipped = table(["sample", "why"], rows, text=2) if rows else ""
     sections = [
-        section("Scores", _SCORES, scores_table({"": modes}), _mode_figure({"": modes} if "second" in modes else {})),
-        gate_section(records, threshold) if "second" in modes else "",
-        samples_section(records, threshold, samples),
+        *benchmark_sections(summary),
+        section("All samples", _SCORES, scores_table({"": modes}), _mode_figure({"": modes} if gated else {})),
+        gate_section(records, threshold) if gated else "",
+        section("Answers", _BROWSER, browser(pick_samples(records, threshold, samples), threshold)),
         section("Skipped", "Samples without a prompt; they count in no score.", skipped),
     ]
     return page("Evaluation", lead, sections)
@@ -124,7 +133,7 @@ def gate_section(records: Sequence[Record], threshold: float) -> str:
     """Confidence, reliability and what the threshold changes."""
     if not records:
         return ""
-    drawn = [confidence_histogram(records, threshold), reliability_panel(records)]
+    drawn = [confidence_histogram(records, threshold), reliability_panel(reliability(records))]
     drawn += threshold_panels(records, threshold)
     return section("The gate", f"The dashed line is the threshold, {threshold:.4g}.", figure("The gate", drawn))
 
@@ -142,7 +151,8 @@ def scores_table(stages: Mapping[str, Mapping]) -> str:
         for mode, slices in modes.items():
             rules.append(len(rows))
             for name, scores in slices.items():
-                rows.append([escape(STAGES.get(stage, stage)), mode, name, *_cells(scores)])
+                if scores["n"] or name == "all":
+                    rows.append([escape(STAGES.get(stage, stage)), mode, name, *_cells(scores)])
     named = any(stages)
     head = ["model", "mode", "questions", "accuracy", "mIoU", "tokens", "think ratio", "n"]
     return table(head[not named :], [row[not named :] for row in rows], text=3 if named else 2, rules=rules[1:])
@@ -179,6 +189,7 @@ _SCORES = (
     "first answers at once, second always thinks, auto thinks where the gate says so; all from one pass. An interval "
     "is right from IoU 0.5 on, a grounded answer if its letter is; grounding counts as perception too."
 )
+_BROWSER = "Picked to show every combination of verdicts. The buttons filter them."
 _CURVES = "Faint lines are single rounds, strong ones their running mean."
 
 

@@ -1,39 +1,39 @@
-"""Evaluation: held-out samples through the sampler, every answer written as it finishes, then the scores.
+"""Evaluation: questions through the sampler, every answer written as it finishes, then the scores.
 
 config.yaml     the recipe, written first; the same recipe continues, another one is refused
-samples.jsonl   one record per answered sample (`eval.records`), in the order of the data
-summary.json    the scores (`eval.scoring`)
+samples.jsonl   one record per answered sample (`eval.records`); in the order of the data once all are there
+timings.jsonl   one line per answered sample: what it took
+skipped.json    the samples that have no prompt
+summary.json    the scores (`eval.summary`)
+
+Each part of an evaluation that several processes share writes the first three under names of its own.
 """
 
+import dataclasses
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from videoauto_jax.config import dump_config
-from videoauto_jax.data.annotations import Sample
-from videoauto_jax.data.encoding import Encoded
-from videoauto_jax.data.processor import Processor
-from videoauto_jax.errors import DataError
-from videoauto_jax.eval.batches import Slot, cut, encode_ahead
+from videoauto_jax.errors import DataError, UsageError
+from videoauto_jax.eval.answering import ModelAnswerer, check_model
+from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media, part_of
 from videoauto_jax.eval.config import EvalConfig
+from videoauto_jax.eval.prompts import Prompts
 from videoauto_jax.eval.records import make_records
-from videoauto_jax.eval.scoring import ALWAYS_THINK, reliability, score_modes, threshold_curve
-from videoauto_jax.files import append_jsonl, claim_folder, read_jsonl, write_json
-from videoauto_jax.models.config import read_config
-from videoauto_jax.models.hf import load_model
-from videoauto_jax.rewards import RewardPool, find_grader
+from videoauto_jax.eval.running import Running
+from videoauto_jax.eval.summary import summarize
+from videoauto_jax.files import append_jsonl, claim_folder, read_jsonl, write_atomic, write_json
+from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.answer import Answer
-from videoauto_jax.sampling.sampler import Sampler
-from videoauto_jax.sharding import make_mesh, place_inputs
+from videoauto_jax.sampling.sampler import SamplingConfig
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called after every batch with samples done, samples in all, and the scores so far."""
+"""Called after every answer with samples done, samples in all, and the scores so far."""
 
-CURVE = (*(float(t) for t in np.round(np.linspace(0, 1, 51), 2)), ALWAYS_THINK)
-"""Thresholds of the curve in summary.json."""
+SAMPLES, TIMINGS, SKIPPED, SUMMARY = "samples.jsonl", "timings.jsonl", "skipped.json", "summary.json"
 
 
 def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None = None) -> dict:
@@ -45,129 +45,154 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
     Args:
         config: the recipe.
         force: begin anew in a folder that holds another evaluation.
-        progress: told after every batch.
+        progress: told after every answer.
 
     Raises:
         UsageError: the folder holds something else, or results of another recipe.
-        DataError: annotations that cannot be used, an unknown problem type, not one sample that can be read.
+        ConfigError: an unknown benchmark or sub-task.
+        DataError: annotations that cannot be used, an unknown problem type, not one sample that can be read; with
+            `strict_media`, a missing video.
         ModelError: the folder is no model.
     """
-    start = time.perf_counter()
-    read_config(config.model)  # a wrong path is told before the folder is claimed for it
-    samples = config.data.samples(config.prompt_variant, keep_missing=True)
-    samples = choose(samples, config.limit, config.seed)
-    for kind in {sample.problem_type for sample in samples}:
-        find_grader(kind)
+    check_model(config)  # a wrong path is told before the folder is claimed for it
+    cases = load_cases(config)
+    missing = missing_media(cases)
+    if missing and config.strict_media:
+        raise _missing_media(cases, missing)
     folder = _claim(config, force)
-    skipped = _answer_all(config, samples, folder / "samples.jsonl", progress)
-    records = read_records(folder, samples)
+    mine = part_of(cases, config.part)
+    write_json(folder / _named(SKIPPED, config.part), _answer_all(config, mine, missing, folder, progress))
+    records = read_records(folder, cases)
+    skipped = _all_skipped(folder, {record["id"] for record in records})
     if not records:
-        why = skipped[0]["reason"] if skipped else "the data sets are empty"
-        raise DataError("not one sample could be evaluated", where=why, fix="Check the data sets and their media")
-    summary = summarize(config, records) | {"skipped": skipped, "seconds": time.perf_counter() - start}
-    write_json(folder / "summary.json", summary)
+        fix = "Check the data sets and their media"
+        raise DataError("not one sample could be evaluated", where=skipped[0]["reason"], fix=fix)
+    if len(records) + len(skipped) == len(cases):
+        write_atomic(folder / SAMPLES, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    summary = summarize(config, records, skipped, read_timings(folder))
+    write_json(folder / SUMMARY, summary)
     return summary
 
 
-def choose(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """`limit` samples drawn by `seed`, in their order; all of them where `limit` is None or larger."""
-    if limit is None or limit >= len(samples):
-        return list(samples)
-    drawn = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
-    return [samples[i] for i in sorted(drawn)]
-
-
-def read_records(folder: str | Path, samples: Sequence[Sample] | None = None) -> list[dict]:
-    """The records of an evaluation's folder, in the order of `samples` if given. [] before the first answer."""
-    path = Path(folder) / "samples.jsonl"
-    found = {record["id"]: record for record in read_jsonl(path)} if path.exists() else {}
-    if samples is None:
+def read_records(folder: str | Path, cases: Sequence[Case] | None = None) -> list[dict]:
+    """The records of an evaluation's folder, in the order of `cases` if given. [] before the first answer."""
+    found = {record["id"]: record for path in _parts_of(folder, SAMPLES) for record in read_jsonl(path)}
+    if cases is None:
         return list(found.values())
-    return [found[sample.id] for sample in samples if sample.id in found]
+    return [found[case.sample.id] for case in cases if case.sample.id in found]
 
 
-def summarize(config: EvalConfig, records: Sequence[Mapping]) -> dict:
-    """The scores of an evaluation."""
-    threshold, modes = config.sampling.threshold, config.scored_modes
-    summary = {
-        "model": config.model,
-        "mode": config.sampling.mode,
-        "profile": config.profile,
-        "threshold": threshold,
-        "n": len(records),
-        "eval": score_modes(records, threshold, modes=modes),
-        "reliability": reliability(records),
-    }
-    # What the gate cut short has no second answer, so only a full pass tells of other thresholds.
-    return summary | ({"curve": threshold_curve(records, CURVE)} if "second" in modes else {})
+def read_timings(folder: str | Path) -> list[dict]:
+    """What every answer of an evaluation took, see `_answers`."""
+    return [line for path in _parts_of(folder, TIMINGS) for line in read_jsonl(path)]
 
 
-class ModelAnswerer:
-    """Prompts to answers with the recipe's model, which is loaded when the first batch arrives."""
-
-    def __init__(self, config: EvalConfig, processor: Processor):
-        self._config, self._processor = config, processor
-        self._sampler: Sampler | None = None
-
-    def __call__(self, prompts: Sequence[Encoded]) -> list[Answer]:
-        config = self._config
-        if self._sampler is None:
-            self._mesh = make_mesh(config.mesh)
-            model = load_model(config.model, self._mesh, config.dtype)
-            self._sampler = Sampler(model, self._processor, config.sampling)
-        # A short batch repeats its first prompt rather than compiling for another number of rows.
-        rows = [*prompts, *[prompts[0]] * (config.sampling.prompts - len(prompts))]
-        data = config.data
-        inputs = self._processor.collate(rows, lengths=data.prompt_lengths, patches=data.patch_counts)
-        groups = self._sampler.generate(prompts, 1, inputs=place_inputs(inputs, self._mesh))
-        return [group[0] for group in groups]
+def read_skipped(folder: str | Path) -> list[dict]:
+    """The samples that have no prompt."""
+    return [skip for path in _parts_of(folder, SKIPPED) for skip in json.loads(path.read_text())]
 
 
-def _answer_all(config: EvalConfig, samples: list[Sample], path: Path, progress: Progress | None) -> list[dict]:
-    """Answers what `path` lacks; returns the samples that have no prompt."""
-    records, skipped = read_records(path.parent, samples), []
-    done = {record["id"] for record in records}
-    batches = cut(samples, config.sampling.prompts, done)
-    if not batches:
+def _parts_of(folder: str | Path, name: str) -> list[Path]:
+    """A file and its parts, as far as they exist."""
+    stem, _, suffix = name.partition(".")
+    whole = Path(folder) / name
+    return [*([whole] if whole.exists() else []), *sorted(Path(folder).glob(f"{stem}-*-of-*.{suffix}"))]
+
+
+def _named(name: str, part: tuple[int, int] | None) -> str:
+    """What a part calls its file."""
+    stem, _, suffix = name.partition(".")
+    return name if part is None else f"{stem}-{part[0]}-of-{part[1]}.{suffix}"
+
+
+def _all_skipped(folder: Path, answered: set[str]) -> list[dict]:
+    found = {skip["id"]: skip for skip in read_skipped(folder)}
+    return [skip for name, skip in found.items() if name not in answered]
+
+
+def _answer_all(
+    config: EvalConfig, cases: list[Case], missing: set[str], folder: Path, progress: Progress | None
+) -> list[dict]:
+    """Answers what the folder lacks of some cases; returns those that have no prompt."""
+    done = {record["id"]: record for record in read_records(folder, cases)}
+    skipped = [_skip(case, "its file does not exist") for case in cases if case.sample.id in missing - done.keys()]
+    todo = [case for case in cases if case.sample.id not in missing | done.keys()]
+    if not todo:
         return skipped
-    data = config.data
-    processor = data.processor(config.model)
-    answer = ModelAnswerer(config, processor)
-    slots = encode_ahead(batches, processor, workers=data.workers, prefetch=data.prefetch)
-    with RewardPool(config.graders) as pool, closing(slots):
-        for batch in slots:
-            skipped += _damaged(batch)
-            for record in _answer_batch(batch, done, answer, pool, config):
-                append_jsonl(path, record)
-                records.append(record)
-            if progress is not None:
-                progress(len(records) + len(skipped), len(samples), _so_far(records, config))
+    so_far = Running(config)
+    for record in done.values():
+        so_far.add(record)
+    processor = config.data.processor(config.model)
+    answerer = ModelAnswerer(config, processor)
+    with RewardPool(config.graders) as pool:
+        for sampling, part in _parts(config, todo):
+            ahead = sampling.prompts * (1 + config.data.prefetch)
+            with closing(Prompts(part, processor, workers=config.data.workers, ahead=ahead)) as prompts:
+                for case, answer, timing in _answers(prompts, answerer, sampling):
+                    record = make_records([case], [answer], pool, profile=config.profile)[0]
+                    append_jsonl(folder / _named(SAMPLES, config.part), record)
+                    append_jsonl(folder / _named(TIMINGS, config.part), timing)
+                    so_far.add(record)
+                    if progress is not None:
+                        told = so_far.n + len(skipped) + len(prompts.damaged)
+                        progress(told, len(cases), so_far.numbers())
+            skipped += [_skip(case, reason) for case, reason in prompts.damaged]
     return skipped
 
 
-def _answer_batch(batch: list[Slot], done: set[str], answer, pool: RewardPool, config: EvalConfig) -> list[dict]:
-    whole = [(sample, prompt) for sample, prompt in batch if not isinstance(prompt, str)]
-    if all(sample.id in done for sample, _ in whole):
-        return []
-    answers = answer([prompt for _, prompt in whole])
-    pairs = [(sample, one) for (sample, _), one in zip(whole, answers) if sample.id not in done]
-    return make_records([s for s, _ in pairs], [a for _, a in pairs], pool, profile=config.profile)
+def _parts(config: EvalConfig, cases: Sequence[Case]) -> Iterator[tuple[SamplingConfig, list[Case]]]:
+    """The cases by how their answers are written: their length is the size of what the sampler keeps on the device."""
+    parts: dict[SamplingConfig, list[Case]] = {}
+    for case in beside_each_other(cases):
+        parts.setdefault(config.sampling_of(case.sample.source), []).append(case)
+    yield from parts.items()
 
 
-def _damaged(batch: list[Slot]) -> list[dict]:
-    failed = [(sample, prompt) for sample, prompt in batch if isinstance(prompt, str)]
-    return [{"id": sample.id, "media": sample.media, "reason": reason} for sample, reason in failed]
+def _answers(
+    prompts: Prompts, answerer: ModelAnswerer, sampling: SamplingConfig
+) -> Iterator[tuple[Case, Answer, dict]]:
+    """Answered cases in the order of finishing, and what each took.
+
+    `seconds` is the time since the answer before (the first one's includes loading and compiling), `waited` the part
+    of it in which no prompt was ready.
+    """
+    clock, waited = time.perf_counter(), 0.0
+    for position, answer in answerer.stream(prompts, sampling):
+        case, now = prompts.taken[position], time.perf_counter()
+        if answer.error:
+            prompts.damaged.append((case, answer.error))
+            continue
+        timing = {
+            "id": case.sample.id,
+            "source": case.sample.source,
+            "seconds": now - clock,
+            "waited": prompts.waited - waited,
+            "prompt_tokens": prompts.lengths[position],
+            "tokens": len(answer.token_ids),
+        }
+        clock, waited = now, prompts.waited
+        yield case, answer, timing
 
 
-def _so_far(records: Sequence[Mapping], config: EvalConfig) -> dict[str, float]:
-    """Scores for the progress bar, of the mode the recipe is about."""
-    mode = {"record": "auto"}.get(config.sampling.mode, config.sampling.mode)
-    slices = {"all": None}
-    scores = score_modes(records, config.sampling.threshold, modes=(mode,), slices=slices)[mode]["all"]
-    return {name: scores[name] for name in ("accuracy", "tokens", "think_ratio") if scores[name] is not None}
+def _skip(case: Case, reason: str) -> dict:
+    return {"id": case.sample.id, "source": case.sample.source, "media": case.sample.media, "reason": reason}
+
+
+def _missing_media(cases: Sequence[Case], missing: set[str]) -> DataError:
+    first = next(case.sample.media for case in cases if case.sample.id in missing)
+    what = f"the files of {len(missing)} of {len(cases)} samples do not exist"
+    fix = "Complete the download, or leave strict_media out to evaluate the rest"
+    return DataError(what, where=f"the first is {first}", fix=fix)
 
 
 def _claim(config: EvalConfig, force: bool) -> Path:
     holds = "an evaluation with other settings"
     fix = "Name another output=, or add --force to begin anew and lose those results"
-    return claim_folder(config.output, dump_config(config), holds=holds, fix=fix, force=force)
+    recipe = dump_config(dataclasses.replace(config, part=None))
+    try:
+        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force)
+    except UsageError:
+        if config.part is None:
+            raise
+        time.sleep(1.0)  # another part may be just about to claim it
+        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force)

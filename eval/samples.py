@@ -40,18 +40,19 @@ def pick_samples(records: Sequence[Record], threshold: float, count: int = 8) ->
 
 def cards(records: Sequence[Record], threshold: float) -> str:
     """The cards of all records, in a grid."""
-    shown = "".join(_card(record, threshold) for record in records)
+    shown = "".join(card(record, threshold) for record in records)
     return f'<div class="samples">{shown}</div>' if shown else ""
 
 
-def _card(record: Record, threshold: float) -> str:
+def card(record: Record, threshold: float, marks: Sequence[str] = ()) -> str:
+    """One sample; `marks` are classes of its element."""
     strip = frame_strip(record["media"]) if record["media"] else None
     picture = f'<img alt="frames of {escape(record["id"], quote=True)}" src="{strip}">' if strip else ""
     chips = " ".join(f'<span class="chip">{escape(tag)}</span>' for tag in (*record["tags"], record["source"]))
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _facts(record, threshold).items())
     question = escape(record["question"].removesuffix(BOXED_SUFFIX).strip())
     return (
-        f'<article class="sample">{picture}<div class="body"><p>{chips}</p>'
+        f'<article class="{" ".join(("sample", *marks))}">{picture}<div class="body"><p>{chips}</p>'
         f'<p class="question">{question}</p><dl>{rows}</dl></div></article>'
     )
 
@@ -74,7 +75,12 @@ def _facts(record: Record, threshold: float) -> dict[str, str]:
 
 
 def _answer(record: Record, field: str) -> str:
-    return escape(record[field]) if record[field] else "<i>(none)</i>"
+    """The box's content, and what a benchmark read in it where that is something else."""
+    said, read = record[field], record.get(f"read_{'first' if field == 'first_answer' else 'second'}", record[field])
+    if not said:
+        return "<i>(none)</i>"
+    chip = "" if read == said else f" <span class=chip>read as {escape(read or 'nothing')}</span>"
+    return escape(said) + chip
 
 
 def _verdict(record: Record, which: str) -> str:

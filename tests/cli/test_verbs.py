@@ -111,7 +111,7 @@ def test_eval_writes_answers_scores_and_a_report(videoauto, evaluation, tmp_path
     status, out, _ = videoauto(*evaluation)
     assert status == 0 and "auto" in out and "report.html" in out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"config.yaml", "samples.jsonl", "summary.json", "report.html"}
+    assert written == {"config.yaml", "samples.jsonl", "timings.jsonl", "skipped.json", "summary.json", "report.html"}
     records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").open()]
     assert [record["id"] for record in records] == ["one/1", "one/2", "one/3"]
     assert all(record["tokens"] <= 8 for record in records)
@@ -121,7 +121,7 @@ def test_eval_keeps_what_was_answered_before_the_disk_was_full(videoauto, evalua
     write, written = runner.append_jsonl, []
 
     def fill(path, record):
-        if len(written) == 2:
+        if len(written) == 4:  # two records and what each took
             raise OSError(28, "No space left on device", str(path))
         written.append(write(path, record))
 

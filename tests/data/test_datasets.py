@@ -134,6 +134,20 @@ def test_own_data_need_no_code(tmp_path):
     assert samples[3].answer == {"answer": "A", "segment": [[1, 2]]}
 
 
+def test_a_question_with_options_needs_no_problem_type(tmp_path):
+    own = [
+        {"video": "a.mp4", "question": "Q?", "options": ["red", "blue"], "answer": "blue"},
+        {"video": "a.mp4", "question": "Q?", "options": ["red", "blue"], "answer": "A"},
+        {"question": "Who?", "answer": "nobody"},
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
+    sets = {"own": DatasetConfig("Plain", str(tmp_path / "own.jsonl"))}
+    samples = load_datasets(["own"], sets, None, keep_missing=True)
+    assert [sample.answer for sample in samples] == ["B", "A", "nobody"]
+    assert {sample.problem_type for sample in samples} == {"exact_match"}
+    assert "A. red\nB. blue" in samples[0].messages[0]["content"][1]["text"]
+
+
 def test_own_loader_by_import_path(tmp_path, monkeypatch):
     (tmp_path / "my_sets.py").write_text(
         "def riddles(record):\n    return record.sample(record.text('riddle'), record['solution'], 'exact_match')\n"

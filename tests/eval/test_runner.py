@@ -11,14 +11,21 @@ from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import ConfigError, DataError, MediaError, ModelError, UsageError
 from videoauto_jax.eval import runner
-from videoauto_jax.eval.batches import cut, encode_ahead
+from videoauto_jax.eval.cases import beside_each_other, choose, load_cases
 from videoauto_jax.eval.config import EvalConfig
-from videoauto_jax.eval.runner import choose, evaluate, read_records
+from videoauto_jax.eval.prompts import Prompts
+from videoauto_jax.eval.runner import evaluate, read_records, read_timings
 from videoauto_jax.files import read_jsonl
-from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
+from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer, refusal
 from videoauto_jax.sampling.sampler import SamplingConfig
 
 COUNT = 10
+
+
+class Prompt(int):
+    """A prompt that is its question's number."""
+
+    token_ids = (0,) * 7
 
 
 class Script:
@@ -26,25 +33,27 @@ class Script:
 
     def __init__(self):
         self.damaged: set[str] = set()
-        self.batches: list[list[int]] = []
+        self.asked: list[int] = []
         self.die_after: int | None = None
+        self.too_long: int | None = None
         self.loads = 0
 
     def encode(self, messages):
         number = messages[-1]["content"][-1]["text"].split()[1]
         if number in self.damaged:
             raise MediaError("cannot decode", where=f"{number}.mp4")
-        return int(number)
+        return Prompt(number)
 
     def answerer(self, config, processor):
-        self.loads += 1
-        return self.answer
+        return self
 
-    def answer(self, prompts):
-        if self.die_after is not None and len(self.batches) >= self.die_after:
-            raise KeyboardInterrupt
-        self.batches.append(list(prompts))
-        return [self._one(n) for n in prompts]
+    def stream(self, prompts, sampling):
+        for position, n in enumerate(prompts):
+            self.loads += not self.asked
+            if self.die_after is not None and len(self.asked) >= self.die_after:
+                raise KeyboardInterrupt
+            self.asked.append(n)
+            yield position, refusal("too long") if n == self.too_long else self._one(n)
 
     def _one(self, n):
         first = "A" if n % 2 == 0 else "B"
@@ -56,7 +65,7 @@ class Script:
 @pytest.fixture
 def script(monkeypatch):
     script = Script()
-    monkeypatch.setattr(runner, "read_config", lambda folder: None)
+    monkeypatch.setattr(runner, "check_model", lambda config: None)
     monkeypatch.setattr(DataConfig, "processor", lambda data, model: script)
     monkeypatch.setattr(runner, "ModelAnswerer", script.answerer)
     return script
@@ -85,7 +94,7 @@ def test_scores_by_hand(config, script):
     assert auto["all"]["tokens"] == (5 * 4 + sum(20 + n for n in range(1, COUNT, 2))) / COUNT
     assert auto["perception"]["think_ratio"] == 0.0 and auto["reasoning"]["think_ratio"] == 1.0
     assert summary["n"] == COUNT and summary["skipped"] == []
-    assert [event[:2] for event in told] == [(4, 10), (8, 10), (10, 10)]
+    assert [event[:2] for event in told] == [(n + 1, 10) for n in range(10)]
     assert told[-1][2]["accuracy"] == 1.0
     written = Path(config.output, "summary.json").read_text()
     assert json.loads(written)["eval"] == summary["eval"]
@@ -100,17 +109,16 @@ def test_an_interrupted_run_ends_with_the_same_file(config, script, tmp_path):
     evaluate(config)
     whole = Path(config.output, "samples.jsonl").read_bytes()
     config = dataclasses.replace(config, output=str(tmp_path / "again"))
-    script.batches, script.die_after = [], 2
+    script.asked, script.die_after = [], 6
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     path = tmp_path / "again" / "samples.jsonl"
     cut_off = path.read_bytes()
     path.write_bytes(cut_off[: cut_off[:-1].rindex(b"\n") + 20])  # killed in the middle of a line
-    script.batches, script.die_after = [], None
+    script.asked, script.die_after = [], None
     summary = evaluate(config)
     assert path.read_bytes() == whole and summary["n"] == COUNT
-    # The batch of the torn line is computed again as a whole, so that it is the same computation.
-    assert script.batches == [[4, 5, 6, 7], [8, 9]]
+    assert script.asked == [5, 6, 7, 8, 9]
 
 
 def test_a_finished_evaluation_needs_no_model(config, script):
@@ -129,7 +137,14 @@ def test_damaged_items_are_listed_and_tried_again(config, script):
     script.damaged = set()
     mended = evaluate(config)
     assert mended["n"] == COUNT and mended["skipped"] == []
-    assert [record["id"] for record in read_jsonl(f"{config.output}/samples.jsonl")][-1] == "set/6"
+    assert [record["id"] for record in read_jsonl(f"{config.output}/samples.jsonl")][5] == "set/6"
+
+
+def test_a_prompt_that_the_sampler_refuses_is_no_wrong_answer(config, script):
+    script.too_long = 3
+    summary = evaluate(config)
+    assert summary["n"] == COUNT - 1 and summary["skipped"][0]["id"] == "set/4"
+    assert summary["skipped"][0]["reason"] == "too long"
 
 
 def test_nothing_readable_is_an_error(config, script):
@@ -180,18 +195,57 @@ def test_limit_draws_by_seed_and_keeps_the_order(config, script):
         dataclasses.replace(config, limit=0)
 
 
-def test_batches_are_cut_alike_whatever_is_done(config):
-    samples = config.data.samples()
-    ids = [sample.id for sample in samples]
-    assert [len(batch) for batch in cut(samples, 4, set())] == [4, 4, 2]
-    assert cut(samples, 4, set(ids[:5])) == [samples[4:8], samples[8:]]
-    assert cut(samples, 4, set(ids)) == []
+def test_prompts_keep_the_order_and_stop_when_closed(config, script):
+    script.damaged = {"1"}
+    prompts = Prompts(load_cases(config), script, workers=3, ahead=4)
+    taken = iter(prompts)
+    assert [next(taken) for _ in range(3)] == [0, 2, 3]
+    assert [case.sample.id for case in prompts.taken] == ["set/1", "set/3", "set/4"]
+    assert [(case.sample.id, "cannot decode" in why) for case, why in prompts.damaged] == [("set/2", True)]
+    prompts.close()
 
 
-def test_encoding_keeps_the_order_and_stops_when_closed(config, script):
-    batches = encode_ahead(cut(config.data.samples(), 2, set()), script, workers=3, prefetch=2)
-    assert [prompt for _, prompt in next(batches)] == [0, 1]
-    assert [prompt for _, prompt in next(batches)] == [2, 3]
-    batches.close()
-    with pytest.raises(StopIteration):
-        next(batches)
+def test_every_answer_is_timed(config, script):
+    summary = evaluate(config)
+    timings = read_timings(config.output)
+    assert [line["id"] for line in timings] == [f"set/{n + 1}" for n in range(COUNT)]
+    assert timings[3]["tokens"] == 23 and timings[3]["prompt_tokens"] == 7
+    assert summary["seconds"] == pytest.approx(sum(line["seconds"] for line in timings))
+
+
+def test_questions_about_one_video_stand_side_by_side(config):
+    annotations = Path(config.data.sets["set"].anno_path)
+    lines = [json.loads(line) for line in annotations.read_text().splitlines()]
+    for n, line in enumerate(lines[:6]):
+        line["video"] = f"{n % 2}.mp4"
+    annotations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ids = [case.sample.id for case in beside_each_other(load_cases(config))]
+    assert ids == [f"set/{n}" for n in (1, 3, 5, 2, 4, 6, 7, 8, 9, 10)]
+
+
+def test_missing_videos_are_listed_or_refused(config, script):
+    annotations = Path(config.data.sets["set"].anno_path)
+    lines = [json.loads(line) for line in annotations.read_text().splitlines()]
+    lines[2]["video"] = "gone.mp4"
+    annotations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = evaluate(config)
+    assert summary["n"] == COUNT - 1 and summary["skipped"][0]["reason"] == "its file does not exist"
+    with pytest.raises(DataError, match=r"files of 1 of 10 samples do not exist.*gone.mp4"):
+        evaluate(dataclasses.replace(config, strict_media=True), force=True)
+
+
+def test_parts_together_are_the_whole(config, script, tmp_path):
+    evaluate(config)
+    whole = Path(config.output, "samples.jsonl").read_bytes()
+    config = dataclasses.replace(config, output=str(tmp_path / "shared"))
+    script.damaged = {"4"}
+    first = evaluate(dataclasses.replace(config, part=(1, 2)))
+    assert first["n"] == 5 and not Path(config.output, "samples.jsonl").exists()
+    both = evaluate(dataclasses.replace(config, part=(0, 2)))
+    assert both["n"] == 9 and [skip["id"] for skip in both["skipped"]] == ["set/5"]
+    script.damaged = set()
+    script.asked = []
+    assert evaluate(dataclasses.replace(config, part=(0, 2)))["skipped"] == [] and script.asked == [4]
+    assert Path(config.output, "samples.jsonl").read_bytes() == whole
+    with pytest.raises(ConfigError, match="i from 0 to n - 1"):
+        dataclasses.replace(config, part=(2, 2))

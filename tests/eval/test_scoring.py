@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.eval.cases import Case
 from videoauto_jax.eval.records import make_records
 from videoauto_jax.eval.scoring import (
     ALWAYS_THINK,
@@ -40,7 +41,7 @@ def records_of(rows, pool, profile="paper", finish="stop"):
     samples, answers = [], []
     for n, (tags, kind, truth, text, confidence, tokens, first) in enumerate(rows):
         messages = [{"role": "user", "content": [{"type": "text", "text": f"question {n}"}]}]
-        samples.append(Sample(messages, truth, kind, "set", f"set/{n + 1}", tags))
+        samples.append(Case(Sample(messages, truth, kind, "set", f"set/{n + 1}", tags)))
         values = (np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), np.zeros(tokens, np.float32))
         answers.append(make_answer(text, *values, float(np.float32(confidence)), FINISH_REASONS.index(finish), first))
     return make_records(samples, answers, pool, profile=profile)

@@ -1,7 +1,8 @@
 """The command line: `videoauto VERB [-c RECIPE] [key=value ...] [--force] [--debug]`.
 
 A verb is a module with `CONFIG` (a dataclass), `HELP` (one line), `run(config, *, force)`, and, where it takes words
-without a key, `POSITIONAL` (the keys they fill, in order). It is imported when it is asked for.
+without a key, `POSITIONAL` (the keys they fill, in order). A verb with verbs of its own (`eval compare`) names them in
+`VERBS`, as here. It is imported when it is asked for.
 """
 
 import ast
@@ -136,6 +137,10 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         fix = f'Did you mean "{near[0]}"?' if near else f"Verbs: {', '.join(verbs)}"
         raise UsageError(f'unknown verb "{command.verb}"' if command.verb else "no verb was given", fix=fix)
     module = import_module(verbs[command.verb])
+    inner = getattr(module, "VERBS", {})
+    if command.words and command.words[0] in inner:
+        word = command.words.pop(0)
+        command.verb, module = f"{command.verb} {word}", import_module(inner[word])
     if command.help:
         show_verb(command.verb, module)
         return

@@ -6,8 +6,8 @@ from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import read_json
 
 
-def resolve_folder(path: str | Path) -> Path:
-    """A local folder; of a model named as on the Hugging Face hub the small files are downloaded.
+def resolve_folder(path: str | Path, *, weights: bool = False) -> Path:
+    """A local folder; of a model named as on the Hugging Face hub the small files, or all, are downloaded.
 
     Raises:
         ModelError: there is no such folder, and no such model can be reached.
@@ -20,7 +20,8 @@ def resolve_folder(path: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(path, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
+            patterns = ["*.json", "*.jinja", "merges.txt", *(["*.safetensors"] if weights else [])]
+            return Path(snapshot_download(path, allow_patterns=patterns))
         except Exception as error:  # the hub raises many unrelated kinds, offline and online
             cause = error
     raise ModelError("no such checkpoint folder", where=path, fix="Check the path, or download the model") from cause

@@ -3,18 +3,20 @@
 from videoauto_jax.data.annotations import Record, Sample, is_interval
 from videoauto_jax.data.datasets.grounding import segments
 from videoauto_jax.data.datasets.registry import dataset
-from videoauto_jax.data.datasets.video import lettered
+from videoauto_jax.data.datasets.video import letter_of, lettered
 from videoauto_jax.protocol.prompts import grounded_qa_prompt, grounding_prompt
 
 
 @dataset("Plain")
 def plain(record: Record) -> Sample:
-    """`question`, `answer`, `problem_type`; optional `options`, and `image` or `video` with `start` and `end`.
+    """`question` and `answer`; optional `options`, `problem_type`, and `image` or `video` with `start` and `end`.
 
+    Without a problem type an answer has to be matched (`exact_match`); it may be an option's letter or its text.
     `iou`: the question is the description of a segment, the answer [start, end]. `gqa`: the answer is a letter, and
     `segments` lists the [start, end] pairs that support it. The prompt that asks for the format is added.
     """
-    kind, question, visual = record.text("problem_type"), record.text("question"), _visual(record)
+    kind = record.text("problem_type") if "problem_type" in record.data else "exact_match"
+    question, visual = record.text("question"), _visual(record)
     if kind == "iou":
         if not is_interval(record["answer"]) and not _are_segments(record["answer"]):
             raise record.wrong("answer", "[start, end] in seconds, or a list of them")
@@ -23,7 +25,8 @@ def plain(record: Record) -> Sample:
     if kind == "gqa":
         answer = {"answer": record.text("answer"), "segment": segments(record, "segments")}
         return record.sample(grounded_qa_prompt(question, options), answer, kind, visual, grounding=True)
-    return record.sample(f"{question}\nOptions:\n{options}" if options else question, record["answer"], kind, visual)
+    answer = letter_of(record["answer"], record["options"]) if options else record["answer"]
+    return record.sample(f"{question}\nOptions:\n{options}" if options else question, answer, kind, visual)
 
 
 def _visual(record: Record) -> dict | None:

@@ -3,7 +3,7 @@
 import os
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from videoauto_jax.data.annotations import Record, Sample
 from videoauto_jax.data.datasets.registry import dataset
@@ -86,6 +86,12 @@ def tagged_answer(text: str) -> str | None:
 def lettered(options: Iterable[str]) -> str:
     """One option a line, `A. ` and so on before it."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options))
+
+
+def letter_of(answer: object, options: Sequence[str]) -> object:
+    """The letter of the option whose text the answer is; any other answer as it is."""
+    letters = [letter for letter, option in zip(string.ascii_uppercase, options) if option == answer]
+    return letters[0] if len(letters) == 1 else answer
 
 
 def _video_r1_visual(record: Record) -> dict:

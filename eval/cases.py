@@ -1,0 +1,148 @@
+"""What is asked: the samples of data sets and of benchmarks, in one list."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from videoauto_jax.data.annotations import Origin, Record, Sample
+from videoauto_jax.errors import ConfigError, DataError
+from videoauto_jax.eval.annotations import read_rows
+from videoauto_jax.eval.benchmarks.base import TASK, Benchmark, benchmark
+from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
+from videoauto_jax.protocol.prompts import system_prompt
+from videoauto_jax.rewards import find_grader
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One question.
+
+    Attributes:
+        sample: its prompt and its truth.
+        benchmark: what judges it; None where the sample's problem type does.
+        row: what the benchmark needs of the published row.
+    """
+
+    sample: Sample
+    benchmark: Benchmark | None = None
+    row: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def load_cases(config: EvalConfig) -> list[Case]:
+    """Every question of an evaluation, the data sets' first, then benchmark after benchmark.
+
+    Raises:
+        ConfigError: nothing is named; an unknown benchmark or sub-task.
+        DataError: annotations that cannot be used, or nothing in them.
+    """
+    names = config.only or tuple(config.benchmarks)
+    chosen = [_chosen(config, name) for name in names]
+    found: list[Case] = []
+    if config.data.names or not chosen:
+        samples = config.data.samples(config.prompt_variant, keep_missing=True)
+        found += [Case(sample) for sample in choose(samples, config.limit, config.seed)]
+        for kind in {case.sample.problem_type for case in found}:
+            find_grader(kind)
+    for one in chosen:
+        found += choose(_read(config, one), config.limit, config.seed)
+    if not found:
+        raise DataError("there is not one sample", fix="Check the annotations, and the filters tasks, only and limit")
+    return found
+
+
+def choose(items: Sequence, limit: int | None, seed: int) -> list:
+    """`limit` items drawn by `seed`, in their order; all of them where `limit` is None or larger."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    drawn = np.random.default_rng(seed).choice(len(items), limit, replace=False)
+    return [items[i] for i in sorted(drawn)]
+
+
+def missing_media(cases: Sequence[Case]) -> set[str]:
+    """Ids of the cases whose file does not exist."""
+    paths = {case.sample.media for case in cases} - {None}
+    # Thousands of look-ups on a network file system: latency, not work, so threads.
+    with ThreadPoolExecutor(16) as pool:
+        there = dict(zip(paths, pool.map(os.path.exists, paths)))
+    return {case.sample.id for case in cases if not there.get(case.sample.media, True)}
+
+
+def beside_each_other(cases: Sequence[Case]) -> list[Case]:
+    """The same cases, those about one video side by side: it is decoded and computed once for all of them."""
+    places: dict[str, int] = {}
+    for case in cases:
+        places.setdefault(_neighbour(case), len(places))
+    return sorted(cases, key=lambda case: places[_neighbour(case)])
+
+
+def part_of(cases: Sequence[Case], part: tuple[int, int] | None) -> list[Case]:
+    """The cases of a part; whole videos are dealt to the parts in turn."""
+    if part is None:
+        return list(cases)
+    places: dict[str, int] = {}
+    for case in cases:
+        places.setdefault(_neighbour(case), len(places))
+    return [case for case in cases if places[_neighbour(case)] % part[1] == part[0]]
+
+
+def benchmark_of(config: EvalConfig, name: str) -> Benchmark:
+    """A benchmark as this evaluation asks and judges it."""
+    return benchmark(name, config.profile, boxed=config.benchmarks.get(name, BenchmarkConfig()).prompt == "boxed")
+
+
+def _chosen(config: EvalConfig, name: str) -> Benchmark:
+    found = benchmark_of(config, name)
+    wanted = config.benchmarks.get(name, BenchmarkConfig()).tasks
+    unknown = [task for task in wanted if task not in found.tasks]
+    if unknown:
+        fix = f"It has {', '.join(filter(None, found.tasks)) or 'no sub-tasks'}"
+        raise ConfigError(f"{found.title} has no sub-task '{unknown[0]}'", where=f"benchmarks.{name}.tasks", fix=fix)
+    return found
+
+
+def _read(config: EvalConfig, chosen: Benchmark) -> list[Case]:
+    own = config.benchmarks.get(chosen.name, BenchmarkConfig())
+    folder = Path(own.path or Path(config.root or ".") / chosen.folder)
+    rows = read_rows(chosen, own.annotations or folder, own.tasks or chosen.tasks)
+    video = config.data.video
+    if own.max_frames is not None:
+        video = dataclasses.replace(video, max_frames=own.max_frames)
+    system = system_prompt(config.data.prompt, variant=config.prompt_variant)
+    origin = Origin(chosen.name, system, str(folder), config.data.image, video)
+    return [_case(chosen, row, key, origin) for key, row in rows]
+
+
+def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
+    record = Record(row, f"{chosen.name}, row {key}", key, row.get(TASK, ""), origin)
+    try:
+        places = chosen.media(row)
+        question, truth, groups = chosen.question(row), chosen.truth(row), chosen.groups(row)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{chosen.title}: a row is not as published: {type(error).__name__}: {error}"
+        raise DataError(what, where=record.where, fix=f"Compare it with {chosen.repo}") from error
+    there = [place for place in places if os.path.exists(os.path.join(origin.data_path, place))]
+    visual = record.video((there or places)[0])
+    sample = record.sample(question, truth, chosen.problem_type, visual, grounding=True)
+    kept = {name: row[name] for name in (*chosen.keep, TASK) if name in row}
+    tags = tuple(dict.fromkeys(groups.values()))
+    messages = _with_image(sample, chosen.image(row), origin)
+    return Case(dataclasses.replace(sample, messages=messages, tags=tags), chosen, kept)
+
+
+def _with_image(sample: Sample, image: object, origin: Origin) -> list[dict]:
+    """The messages with a picture between the video and the question."""
+    if image is None:
+        return sample.messages
+    source = os.path.join(origin.data_path, image) if isinstance(image, str) else image
+    part = {"type": "image", "image": source} | dataclasses.asdict(origin.image)
+    *before, user = sample.messages
+    video, *rest = user["content"]
+    return [*before, user | {"content": [video, part, *rest]}]
+
+
+def _neighbour(case: Case) -> str:
+    return case.sample.media or case.sample.id

@@ -1,0 +1,197 @@
+"""All nine benchmarks from their folders to their metrics: with a scripted model, and with real tiny checkpoints."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from videoauto_jax.data.annotations import ImageBudget, VideoBudget
+from videoauto_jax.data.recipe import DataConfig
+from videoauto_jax.errors import ConfigError, DataError
+from videoauto_jax.eval import benchmark, runner
+from videoauto_jax.eval.annotations import find_tables, read_rows
+from videoauto_jax.eval.cases import load_cases
+from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
+from videoauto_jax.eval.runner import evaluate, read_records
+from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
+from videoauto_jax.sampling.sampler import SamplingConfig
+
+NAMES = (
+    "videomme", "mvbench", "longvideobench", "mmvu", "video_mmmu", "mvp_mini", "charades", "activitynet_tvg", "nextgqa",
+)  # fmt: skip
+SMALL = VideoBudget(min_pixels=28**2, max_pixels=16 * 28**2, total_pixels=64 * 28**2, max_frames=4)
+
+
+class Script:
+    """Answers question `#n` with the n-th pair of a list; sure of its first answer where n is even."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def encode(self, messages):
+        return Prompt(re.search(r"#(\d+)", messages[-1]["content"][-1]["text"])[1])
+
+    def stream(self, prompts, sampling):
+        for position, n in enumerate(prompts):
+            first, second = self.said[n]
+            text = rf"\boxed{{{first}}}<think>so</think>\boxed{{{second}}}"
+            values = (np.zeros(10, np.int32), np.zeros(10, np.float32), np.zeros(10, np.float32))
+            confidence = 0.5 if n % 2 else 0.99
+            yield position, make_answer(text, *values, confidence, FINISH_REASONS.index("stop"), 4)
+
+
+class Prompt(int):
+    token_ids = (0,) * 50
+
+
+def config_of(root, output, *names, model="no-model", **changes):
+    data = DataConfig(
+        video=SMALL, image=ImageBudget(28**2, 16 * 28**2), max_prompt_tokens=4096, workers=1, prompt_lengths=(1024,)
+    )
+    config = EvalConfig(
+        str(model), str(output), data, SamplingConfig(mode="record", threshold=0.9, prompts=4, max_new_tokens=6),
+        root=str(root), benchmarks={name: BenchmarkConfig() for name in names}, prompt_variant="eval",
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture
+def answered(monkeypatch, minis, benchmark_root, tmp_path):
+    """`answered(name, **changes)`: the summary of a miniature answered by its script."""
+
+    def run(name, **changes):
+        script = Script(minis[name].said)
+        monkeypatch.setattr(runner, "check_model", lambda config: None)
+        monkeypatch.setattr(DataConfig, "processor", lambda data, model: script)
+        monkeypatch.setattr(runner, "ModelAnswerer", lambda config, processor: script)
+        return evaluate(config_of(benchmark_root, tmp_path / "out", name, **changes))
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_to_the_last_digit(name, answered, minis):
+    mini, found = minis[name], answered(name)["benchmarks"][name]
+    assert found["n"] == len(mini.said) and found["skipped"] == 0
+    for mode, expected in (("first", mini.first), ("second", mini.second)):
+        assert found["modes"][mode]["metrics"] == pytest.approx(expected, rel=1e-15), mode
+    for kind, categories in mini.categories.items():
+        shown = found["modes"]["second"]["breakdown"][kind]
+        assert {value: one["score"] for value, one in shown.items() if one["score"] is not None} == categories
+
+
+def test_auto_mixes_both_answers_by_confidence(answered):
+    found = answered("videomme")["benchmarks"]["videomme"]
+    auto = found["modes"]["auto"]
+    # Sure of 0 and 2: "A" is right, the empty box is not; unsure of 1 and 3: "B. two" is right, "A" is not.
+    assert auto["score"] == 50 and auto["think_ratio"] == 0.5
+    assert auto["tokens"] == {"mean": 7, "p50": 7, "p95": 10}
+    assert found["saved"]["tokens"] == 12 and found["published"]["VideoAuto-R1-7B"] == 67.3
+    always = found["curve"][-1]
+    assert (always["score"], always["think_ratio"]) == (75, 1)
+
+
+def test_strict_is_another_verdict_on_the_same_answers(answered):
+    found = answered("videomme", profile="strict")["benchmarks"]["videomme"]["modes"]
+    assert found["first"]["score"] == 25  # "Dog" names no option
+
+
+def test_records_are_scored_again_without_the_data(answered, tmp_path):
+    answered("nextgqa")
+    records = read_records(tmp_path / "out")
+    chosen = benchmark("nextgqa")
+    scores = [chosen.score(record["row"], record["text"]) for record in records]
+    assert chosen.aggregate(scores)["accuracy"] == 50 and records[0]["read_second"] == "A <> [1.0, 2.0]"
+
+
+def test_missing_videos_are_counted_and_one_of_another_name_is_found(answered, benchmark_root):
+    assert str(benchmark_root / "videomme/data/z.mkv") in {
+        case.sample.media for case in load_cases(config_of(benchmark_root, "", "videomme"))
+    }
+    clip = benchmark_root / "charades_sta/Charades_v1_480/c1.mp4"
+    content = clip.read_bytes()
+    clip.unlink()
+    try:
+        found = answered("charades")
+    finally:
+        clip.write_bytes(content)
+    assert found["benchmarks"]["charades"]["skipped"] == 1 and found["benchmarks"]["charades"]["n"] == 2
+    assert [skip["id"] for skip in found["skipped"]] == ["charades/2"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_all_nine_with_a_real_model(family, checkpoint, benchmark_root, tmp_path):
+    """Every benchmark goes through decoding, the model and the gate; a killed run ends as an uninterrupted one."""
+    changes = {"model": checkpoint(family), "dtype": "float32", "limit": 1}
+    whole = evaluate(config_of(benchmark_root, tmp_path / "whole", *NAMES, **changes))
+    assert whole["skipped"] == [] and whole["n"] == 9 and set(whole["benchmarks"]) == set(NAMES)
+    cut_short = config_of(benchmark_root, tmp_path / "cut", *NAMES, **changes)
+
+    def stop(done, total, numbers):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(cut_short, progress=stop)
+    evaluate(cut_short)
+    assert (tmp_path / "cut/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
+    scores = lambda folder: json.loads((tmp_path / folder / "summary.json").read_text())["eval"]  # noqa: E731
+    assert scores("cut") == scores("whole")
+
+
+def test_a_picture_stands_between_video_and_question(benchmark_root):
+    case = load_cases(config_of(benchmark_root, "", "video_mmmu"))[0]
+    parts = case.sample.messages[-1]["content"]
+    assert [part["type"] for part in parts] == ["video", "image", "text"] and "<image 1>" in parts[2]["text"]
+    assert case.sample.messages[0]["content"].endswith("\n")
+
+
+def test_what_is_asked_can_be_narrowed(benchmark_root):
+    config = config_of(benchmark_root, "", "mvbench", "charades")
+    assert len(load_cases(config)) == 23
+    assert {case.sample.source for case in load_cases(dataclasses.replace(config, only=("charades",)))} == {"charades"}
+    two = {"mvbench": BenchmarkConfig(tasks=("action_count", "moving_count"), max_frames=2, prompt="plain")}
+    cases = load_cases(dataclasses.replace(config, benchmarks=two))
+    assert [case.sample.id for case in cases] == ["mvbench/action_count/1", "mvbench/moving_count/1"]
+    video, text = cases[0].sample.messages[-1]["content"]
+    assert video["max_frames"] == 2 and text["text"].endswith("Only give the best option.\n")
+    assert dataclasses.replace(config, benchmarks=two).sampling_of("mvbench").max_new_tokens == 16
+
+
+def test_wrong_names_are_told(benchmark_root):
+    with pytest.raises(ConfigError, match="Did you mean charades"):
+        load_cases(config_of(benchmark_root, "", "charade"))
+    config = config_of(benchmark_root, "", benchmarks={"mvbench": BenchmarkConfig(tasks=("juggling",))})
+    with pytest.raises(ConfigError, match="no sub-task 'juggling'.*action_sequence"):
+        load_cases(config)
+
+
+def test_wrong_layouts_are_told(tmp_path):
+    chosen = benchmark("videomme")
+    with pytest.raises(DataError, match="does not exist.*hf download lmms-lab/Video-MME"):
+        list(read_rows(chosen, tmp_path / "none", [""]))
+    (tmp_path / "readme.txt").write_text("")
+    with pytest.raises(DataError, match=r"expected test\*.parquet.*found no parquet or JSON file"):
+        find_tables(chosen, tmp_path, "")
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(DataError, match=r"expected test\*.parquet.*found dev.json, train.json"):
+        find_tables(chosen, tmp_path, "")
+
+
+def test_a_changed_schema_is_told(tmp_path, benchmark_root):
+    (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "sentence": "x", "timestamp": [0, 1]}]))
+    with pytest.raises(DataError, match="columns missing: caption.*It has video, sentence, timestamp"):
+        list(read_rows(benchmark("charades"), tmp_path, [""]))
+    (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "caption": "x", "timestamp": "0-1"}]))
+    with pytest.raises(DataError, match="Charades-STA: a row is not as published"):
+        load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
+    (tmp_path / "test.json").write_text("[]")
+    with pytest.raises(DataError, match="not one sample"):
+        load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
+    broken = tmp_path / "test.parquet"
+    broken.write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        list(read_rows(benchmark("charades"), broken, [""]))
