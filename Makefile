@@ -4,8 +4,8 @@ SEED ?= 0
 VENV ?= .venv
 PYTHON ?=
 JAX ?=
-TORCH ?= torch==2.13.0
-# torch is only the oracle of tests: its CPU build is enough, and PyPI's brings gigabytes of CUDA.
+TORCH ?= torch==2.13.0 peft
+# torch and what stands on it are only oracles of tests: the CPU build is enough, and PyPI's brings gigabytes of CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores : 4)))
 ARGS ?=
