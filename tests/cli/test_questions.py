@@ -133,10 +133,12 @@ def test_careful_counts_are_right_at_every_step():
 def test_orders_are_those_of_first_appearance():
     for scene, item in ask("order"):
         asked = re.search(r"is the (\w+) to appear", item.fields["problem"])[1]
-        ranks = [name for (name,) in steps(item, scene.lamp)]
+        told = steps(item, scene.lamp)
+        ranks = [rank for rank, _, _ in told]
         assert ranks == [ORDINALS[len(set(scene.lamp[: scene.lamp.index(lamp)]))] for lamp in scene.lamp]
-        assert option(item) == scene.lamp[ranks.index(asked)]
-        assert item.careful.endswith(f". {asked} {option(item)}, {item.answer}.")
+        assert item.answer == scene.lamp[ranks.index(asked)] and item.answer not in item.wrong
+        for second, (_, wanted, so_far) in enumerate(told):
+            assert wanted == asked and so_far == (item.answer if asked in ranks[: second + 1] else "none")
 
 
 def test_careful_groundings_track_the_flash():

@@ -20,7 +20,7 @@ class DemonstrationMix:
         hurried_right: reasoning: the guess of a hurried thought is right.
     """
 
-    perception_fallback: float = 0.03
+    perception_fallback: float = 0.01
     reasoning_fallback: float = 0.3
     reasoning_first_right: float = 0.25
     careful: float = 0.35

@@ -100,11 +100,13 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
     """Which colour of the lamp is the second or third to appear. The thought numbers colours as they come."""
     shown = list(dict.fromkeys(scene.lamp))
     place = int(rng.integers(1, 3))
-    options, letter = _options(rng, LAMPS, shown[place])
-    steps = [f"{lamp} {ORDINALS[shown.index(lamp)]}" for lamp in scene.lamp]
-    question = f"The lamp shows several colours. Which of them is the {ORDINALS[place]} to appear?"
-    thought = f"{_by_second(steps)} {ORDINALS[place]} {shown[place]}, {letter}."
-    return _choice("order", question, options, letter, thought)
+    asked, colour = ORDINALS[place], shown[place]
+    found = [colour if colour in scene.lamp[: s + 1] else "none" for s in range(scene.seconds)]
+    steps = [f"{lamp} {ORDINALS[shown.index(lamp)]} {asked} {so_far}" for lamp, so_far in zip(scene.lamp, found)]
+    question = f"The lamp shows several colours. Which of them is the {asked} to appear?"
+    fields = {"problem": question, "data_type": "video", "answer": f"<answer>{colour}</answer>"}
+    wrong = _others(LAMPS, colour)
+    return Item("reasoning", "order", "longvideoreason", fields, "exact_match", colour, wrong, _by_second(steps))
 
 
 def still_colour(scene: Scene, second: int) -> Item:
@@ -185,12 +187,6 @@ def _border(scene: Scene) -> list[str]:
     return ["lit" if scene.flash[0] <= second < scene.flash[1] else "dark" for second in range(scene.seconds)]
 
 
-def _choice(skill: str, question: str, options: list[str], letter: str, thought: str) -> Item:
-    fields = _videor1(question, "multiple choice", options, letter)
-    wrong = _others(LETTERS[: len(options)], letter)
-    return Item("reasoning", skill, "videor1", fields, "exact_match", letter, wrong, thought)
-
-
 def _word(skill: str, question: str, answer: str, plausible: Sequence[str], seen: Sequence[str]) -> Item:
     fields = {"problem": question, "data_type": "video", "answer": f"<answer>{answer}</answer>"}
     wrong = _others(plausible, answer)
@@ -198,7 +194,13 @@ def _word(skill: str, question: str, answer: str, plausible: Sequence[str], seen
 
 
 def _number(skill: str, question: str, answer: int, plausible: Sequence[int], thought: str) -> Item:
-    fields = _videor1(question, "numerical", [], str(answer))
+    fields = {
+        "problem": question,
+        "problem_type": "numerical",
+        "options": [],
+        "solution": f"<answer>{answer}</answer>",
+        "data_type": "video",
+    }
     wrong = _others(map(str, plausible), str(answer))
     return Item("reasoning", skill, "videor1", fields, "math", str(answer), wrong, thought)
 
@@ -207,16 +209,6 @@ def _still(skill: str, question: str, answer: str, plausible: Sequence[str], tho
     fields = {"question": f"<image>\n{question}", "answer": f"\\boxed{{{answer}}}"}
     problem_type = "math" if answer.isdigit() else "exact_match"
     return Item("perception", skill, "virl", fields, problem_type, answer, _others(plausible, answer), thought)
-
-
-def _videor1(question: str, problem_type: str, options: list[str], answer: str) -> dict[str, Any]:
-    return {
-        "problem": question,
-        "problem_type": problem_type,
-        "options": options,
-        "solution": f"<answer>{answer}</answer>",
-        "data_type": "video",
-    }
 
 
 def _options(rng: np.random.Generator, plausible: Sequence[str], right: str) -> tuple[list[str], str]:
