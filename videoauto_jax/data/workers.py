@@ -1,5 +1,6 @@
 """The pool of worker processes behind a prompt stream."""
 
+import contextlib
 import math
 import os
 import threading
@@ -42,12 +43,17 @@ class Pool:
         caller does not wait with them. Should this process end first, the workers follow it.
         """
         if hasattr(self._iterator, "close"):
-            threading.Thread(target=self._iterator.close, daemon=True).start()
+            threading.Thread(target=_close, args=(self._iterator,), daemon=True).start()
 
 
 def is_crash(error: RuntimeError) -> bool:
     """Whether an error of `Pool` means that a worker process died, rather than raised."""
     return _CRASH in str(error)
+
+
+def _close(iterator: grain.DatasetIterator) -> None:
+    with contextlib.suppress(Exception):  # while the interpreter shuts down, and the workers with it
+        iterator.close()
 
 
 def _follow_parent(_worker: int, _workers: int) -> None:
