@@ -155,6 +155,7 @@ def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, module, fun
     def learn(config, *, force, progress):
         progress(1, 2, {"loss": (3.0, 2.0)})
         seen.append((config, force))
+        return True
 
     monkeypatch.setattr(module, function, learn)
     verb = module.__name__.rpartition(".")[2]
