@@ -1,6 +1,5 @@
 """The pool of worker processes behind a prompt stream."""
 
-import contextlib
 import math
 import os
 import threading
@@ -39,21 +38,16 @@ class Pool:
     def close(self) -> None:
         """Ends the worker processes, soon.
 
-        A worker whose queue is full waits for a reader, and grain waits half a minute before it kills the worker; the
-        caller does not wait with them. Should this process end first, the workers follow it.
+        A worker whose queue is full waits for a reader, and grain waits half a minute before it kills the worker. The
+        caller goes on meanwhile; only the end of the program waits, since grain's own clean-up there is not to be met.
         """
         if hasattr(self._iterator, "close"):
-            threading.Thread(target=_close, args=(self._iterator,), daemon=True).start()
+            threading.Thread(target=self._iterator.close).start()
 
 
 def is_crash(error: RuntimeError) -> bool:
     """Whether an error of `Pool` means that a worker process died, rather than raised."""
     return _CRASH in str(error)
-
-
-def _close(iterator: grain.DatasetIterator) -> None:
-    with contextlib.suppress(Exception):  # while the interpreter shuts down, and the workers with it
-        iterator.close()
 
 
 def _follow_parent(_worker: int, _workers: int) -> None:
