@@ -98,14 +98,7 @@ def _queries_kernel(
     @pl.when(warpgroup == COMPUTE)
     def _load() -> None:
         plgpu.set_max_registers(24, action="decrease")
-        kv_head = lax.div(head, jnp.int32(q.shape[2] // k.shape[2]))
-
-        def load(step: Array, slot: Array) -> None:
-            keys = row, pl.ds(loop.block(step) * config.block, config.block), kv_head
-            plgpu.copy_gmem_to_smem(k.at[keys], smem.k.at[slot], smem.k_full.at[slot])
-            plgpu.copy_gmem_to_smem(v.at[keys], smem.v.at[slot], smem.v_full.at[slot])
-
-        tiles.produce(loop, config.stages, load, (smem.free,))
+        tiles.produce_keys(loop, config, row, head, (q, k, v), smem, (smem.free,))
 
     @pl.when(warpgroup < COMPUTE)
     def _compute() -> None:

@@ -192,3 +192,26 @@ def produce(loop: Loop, stages: int, load: Callable[[Array, Array], None], free:
     @pl.loop(jnp.maximum(loop.steps - stages, 0), loop.steps)
     def _drain(step: Array) -> None:  # no barrier may complete a phase that nobody has seen
         wait(step)
+
+
+def produce_keys(loop: Loop, config: Any, row: Array, head: Array, arrays: tuple[Any, Any, Any], smem: Any,
+                 free: tuple[Any, ...]) -> None:  # fmt: skip
+    """The loading warpgroup of a kernel that walks over blocks of keys: keys and values into their rings.
+
+    Args:
+        loop: the steps.
+        config: names the `block` of keys and the `stages` of the rings.
+        row, head: of the queries.
+        arrays: q, k and v in global memory.
+        smem: holds the rings `k` and `v` and their barriers `k_full` and `v_full`.
+        free: see `produce`.
+    """
+    q, k, v = arrays
+    kv_head = lax.div(head, jnp.int32(q.shape[2] // k.shape[2]))
+
+    def load(step: Array, slot: Array) -> None:
+        keys = row, pl.ds(loop.block(step) * config.block, config.block), kv_head
+        plgpu.copy_gmem_to_smem(k.at[keys], smem.k.at[slot], smem.k_full.at[slot])
+        plgpu.copy_gmem_to_smem(v.at[keys], smem.v.at[slot], smem.v_full.at[slot])
+
+    produce(loop, config.stages, load, free)
