@@ -104,9 +104,7 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
     found = [colour if colour in scene.lamp[: s + 1] else "none" for s in range(scene.seconds)]
     steps = [f"{lamp} {ORDINALS[shown.index(lamp)]} {asked} {so_far}" for lamp, so_far in zip(scene.lamp, found)]
     question = f"The lamp shows several colours. Which of them is the {asked} to appear?"
-    fields = {"problem": question, "data_type": "video", "answer": f"<answer>{colour}</answer>"}
-    wrong = _others(LAMPS, colour)
-    return Item("reasoning", "order", "longvideoreason", fields, "exact_match", colour, wrong, _by_second(steps))
+    return _word("order", question, colour, LAMPS, steps, kind="reasoning")
 
 
 def still_colour(scene: Scene, second: int) -> Item:
@@ -187,10 +185,12 @@ def _border(scene: Scene) -> list[str]:
     return ["lit" if scene.flash[0] <= second < scene.flash[1] else "dark" for second in range(scene.seconds)]
 
 
-def _word(skill: str, question: str, answer: str, plausible: Sequence[str], seen: Sequence[str]) -> Item:
+def _word(
+    skill: str, question: str, answer: str, plausible: Sequence[str], seen: Sequence[str], kind: str = "perception"
+) -> Item:
     fields = {"problem": question, "data_type": "video", "answer": f"<answer>{answer}</answer>"}
     wrong = _others(plausible, answer)
-    return Item("perception", skill, "longvideoreason", fields, "exact_match", answer, wrong, _by_second(seen))
+    return Item(kind, skill, "longvideoreason", fields, "exact_match", answer, wrong, _by_second(seen))
 
 
 def _number(skill: str, question: str, answer: int, plausible: Sequence[int], thought: str) -> Item:
