@@ -8,14 +8,12 @@ import numpy as np
 
 from videoauto_jax.errors import DataError
 from videoauto_jax.eval.cost import Cost, fit_cost
-from videoauto_jax.eval.records import Record
+from videoauto_jax.eval.records import Record, by_benchmark
 from videoauto_jax.eval.scoring import ALWAYS_THINK, reliability, score_modes, threshold_curve
 from videoauto_jax.eval.tables import Sheet
 from videoauto_jax.protocol.grammar import Profile
 
 Point = dict[str, float | None]
-OTHERS = "data sets"
-"""What records that belong to no benchmark are called."""
 
 
 def calibrate(
@@ -54,7 +52,7 @@ def calibrate(
     cost = fit_cost(timings)
     prompts = {line["id"]: line["prompt_tokens"] for line in timings}
     found = {}
-    for name, part in _by_benchmark(records).items():
+    for name, part in by_benchmark(records).items():
         ours, rest = split(part, share, seed)
         if not ours or not rest:
             fix = "Give more videos, or another share="
@@ -106,7 +104,7 @@ class _Seconds:
         self._cost, self._prompts = cost, prompt_tokens
 
     def __call__(self, tokens: float) -> float | None:
-        return self._cost and self._cost.prompt * self._prompts + self._cost.answer * tokens
+        return self._cost and self._cost.seconds(self._prompts, tokens)
 
 
 class _Curve:
@@ -151,10 +149,3 @@ def _one(ours: _Curve, rest: _Curve, tolerance: float, budget: float | None) -> 
         "pareto": pareto(points),
         "reliability": reliability(ours.records),
     }
-
-
-def _by_benchmark(records: Sequence[Record]) -> dict[str, list[Record]]:
-    parts: dict[str, list[Record]] = {}
-    for record in records:
-        parts.setdefault(record["benchmark"] or OTHERS, []).append(record)
-    return parts

@@ -73,20 +73,14 @@ def missing_media(cases: Sequence[Case]) -> set[str]:
 
 def beside_each_other(cases: Sequence[Case]) -> list[Case]:
     """The same cases, those about one video side by side: it is decoded and computed once for all of them."""
-    places: dict[str, int] = {}
-    for case in cases:
-        places.setdefault(_neighbour(case), len(places))
-    return sorted(cases, key=lambda case: places[_neighbour(case)])
+    return [case for _, case in sorted(zip(_videos(cases), cases), key=lambda numbered: numbered[0])]
 
 
 def part_of(cases: Sequence[Case], part: tuple[int, int] | None) -> list[Case]:
     """The cases of a part; whole videos are dealt to the parts in turn."""
     if part is None:
         return list(cases)
-    places: dict[str, int] = {}
-    for case in cases:
-        places.setdefault(_neighbour(case), len(places))
-    return [case for case in cases if places[_neighbour(case)] % part[1] == part[0]]
+    return [case for video, case in zip(_videos(cases), cases) if video % part[1] == part[0]]
 
 
 def benchmark_of(config: EvalConfig, name: str) -> Benchmark:
@@ -124,13 +118,18 @@ def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"{chosen.title}: a row is not as published: {type(error).__name__}: {error}"
         raise DataError(what, where=record.where, fix=f"Compare it with {chosen.repo}") from error
-    there = [place for place in places if os.path.exists(os.path.join(origin.data_path, place))]
-    visual = record.video((there or places)[0])
+    # Where there is one place only, `missing_media` looks, and for all cases at once.
+    visual = record.video(places[0] if len(places) == 1 else _first_there(places, origin.data_path))
     sample = record.sample(question, truth, chosen.problem_type, visual, grounding=True)
     kept = {name: row[name] for name in (*chosen.keep, TASK) if name in row}
     tags = tuple(dict.fromkeys(groups.values()))
     messages = _with_image(sample, chosen.image(row), origin)
     return Case(dataclasses.replace(sample, messages=messages, tags=tags), chosen, kept)
+
+
+def _first_there(places: Sequence[str], folder: str) -> str:
+    """The first place that exists, else the first."""
+    return next((place for place in places if os.path.exists(os.path.join(folder, place))), places[0])
 
 
 def _with_image(sample: Sample, image: object, origin: Origin) -> list[dict]:
@@ -144,5 +143,7 @@ def _with_image(sample: Sample, image: object, origin: Origin) -> list[dict]:
     return [*before, user | {"content": [video, part, *rest]}]
 
 
-def _neighbour(case: Case) -> str:
-    return case.sample.media or case.sample.id
+def _videos(cases: Sequence[Case]) -> list[int]:
+    """The number of every case's video, counted as they first come; a case without one has a number of its own."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(case.sample.media or case.sample.id, len(numbers)) for case in cases]

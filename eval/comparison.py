@@ -6,7 +6,7 @@ import numpy as np
 
 from videoauto_jax.errors import DataError
 from videoauto_jax.eval.benchmarks.base import Score
-from videoauto_jax.eval.records import Record
+from videoauto_jax.eval.records import Record, by_benchmark
 from videoauto_jax.eval.scoring import is_right, thinks
 from videoauto_jax.eval.tables import Sheet
 from videoauto_jax.protocol.grammar import Profile
@@ -40,11 +40,8 @@ def compare(a: Side, b: Side, profile: Profile, *, resamples: int = 1000, seed: 
 
 
 def _by_name(side: Side, common: set[str]) -> dict[str, Side]:
-    parts: dict[str, list[Record]] = {}
-    for record in sorted(side[0], key=lambda record: record["id"]):
-        if record["id"] in common:
-            parts.setdefault(record["benchmark"] or "data sets", []).append(record)
-    return {name: (part, *side[1:]) for name, part in parts.items()}
+    shared = [record for record in sorted(side[0], key=lambda record: record["id"]) if record["id"] in common]
+    return {name: (part, *side[1:]) for name, part in by_benchmark(shared).items()}
 
 
 def _compare(a: Side, b: Side, profile: Profile, resamples: int, rng: np.random.Generator) -> dict:
@@ -78,7 +75,7 @@ def _scored(side: Side, profile: Profile) -> tuple[_Headline, list[Score], float
         sheet = Sheet(records, profile)
         thinking = sheet.thinking(mode, threshold)
         return sheet.benchmark.headline_of, sheet.scores(thinking), float(np.mean(sheet.tokens(thinking)))
-    thinking = [thinks(record, threshold) if mode == "auto" else mode == "second" for record in records]
+    thinking = [thinks(record, threshold, mode) for record in records]
     scores = [Score(is_right(record, ("first", "second")[which])) for record, which in zip(records, thinking)]
     tokens = [record[("first_tokens", "tokens")[which]] for record, which in zip(records, thinking)]
     return lambda values: 100 * float(np.mean(values)), scores, float(np.mean(tokens))

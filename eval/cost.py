@@ -21,6 +21,10 @@ class Cost:
     prompt: float
     answer: float
 
+    def seconds(self, prompt_tokens: float, tokens: float) -> float:
+        """What prompts and answers of so many tokens are expected to take."""
+        return self.prompt * prompt_tokens + self.answer * tokens
+
 
 def fit_cost(timings: Sequence[Mapping]) -> Cost | None:
     """The non-negative least-squares fit of `seconds = prompt tokens x a + tokens x b` over windows of answers.

@@ -20,6 +20,17 @@ GROUNDED = ("iou", "gqa")
 ANSWERS = {"first": "first_answer", "second": "final_answer"}
 """Which answer -> the field that holds it."""
 
+OTHERS = "data sets"
+"""Under this name stand records that no benchmark judges."""
+
+
+def by_benchmark(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the benchmark that judges them, each part in their order."""
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record["benchmark"] or OTHERS, []).append(record)
+    return parts
+
 
 def make_records(
     cases: Sequence[Case], answers: Sequence[Answer], pool: RewardPool, *, profile: Profile = "paper"

@@ -20,7 +20,7 @@ class Running:
 
     def add(self, record: Record) -> None:
         """Counts a record."""
-        which = self._which(record)
+        which = "second" if thinks(record, self._config.sampling.threshold, self._config.headline_mode) else "first"
         self.n += 1
         self._put("accuracy", is_right(record, which))
         self._put("tokens", record["first_tokens" if which == "first" else "tokens"])
@@ -31,12 +31,6 @@ class Running:
     def numbers(self) -> dict[str, float]:
         """The means of what there is."""
         return {name: self._sums[name] / count for name, count in self._counts.items() if count}
-
-    def _which(self, record: Record) -> str:
-        mode = self._config.headline_mode
-        if mode == "auto":
-            return "second" if thinks(record, self._config.sampling.threshold) else "first"
-        return mode
 
     def _put(self, name: str, value: float) -> None:
         self._sums[name] += float(value)

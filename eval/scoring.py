@@ -93,8 +93,10 @@ def is_right(record: Record, which: str) -> float:
     return float(score)
 
 
-def thinks(record: Record, threshold: float) -> bool:
-    """Whether mode `auto` lets this record think."""
+def thinks(record: Record, threshold: float, mode: str = "auto") -> bool:
+    """Whether the second answer of a record counts in a mode."""
+    if mode != "auto":
+        return mode == "second"
     return record["finish_reason"] != "exit" and bool(np.float32(record["confidence"]) < np.float32(threshold))
 
 

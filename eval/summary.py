@@ -78,7 +78,7 @@ def _curve(sheet: Sheet, timings: Sequence[Mapping]) -> list[dict]:
     """The curve of mode `auto`, with the seconds that a run at each threshold is expected to take."""
     cost = fit_cost(timings)
     prompts = sum(line["prompt_tokens"] for line in timings)
-    expected = lambda tokens: cost and cost.prompt * prompts + cost.answer * tokens * len(sheet.records)  # noqa: E731
+    expected = lambda tokens: cost and cost.seconds(prompts, tokens * len(sheet.records))  # noqa: E731
     return [point | {"seconds": expected(point["tokens"])} for point in sheet.curve(CURVE)]
 
 
@@ -86,4 +86,4 @@ def _saved(modes: Mapping[str, Mapping], sheet: Sheet, timings: Sequence[Mapping
     """What stopping early saves against always thinking: tokens, and the seconds that writing them took."""
     tokens = (modes["second"]["tokens"]["mean"] - modes["auto"]["tokens"]["mean"]) * len(sheet.records)
     cost = fit_cost(timings)
-    return {"tokens": tokens, "seconds": cost and cost.answer * tokens}
+    return {"tokens": tokens, "seconds": cost and cost.seconds(0, tokens)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from videoauto_jax.eval.benchmarks.base import Benchmark, Score, benchmark
-from videoauto_jax.eval.records import Record, judge
+from videoauto_jax.eval.records import OTHERS, Record, by_benchmark, judge
 from videoauto_jax.eval.scoring import thinks
 from videoauto_jax.protocol.grammar import Profile
 
@@ -31,9 +31,7 @@ class Sheet:
 
     def thinking(self, mode: str, threshold: float) -> list[bool]:
         """Which records' second answer counts."""
-        if mode == "auto":
-            return [thinks(record, threshold) for record in self.records]
-        return [mode == "second"] * len(self.records)
+        return [thinks(record, threshold, mode) for record in self.records]
 
     def scores(self, thinking: Sequence[bool]) -> list[Score]:
         """The score of every record's answer that counts."""
@@ -76,11 +74,7 @@ class Sheet:
 
 def sheets(records: Sequence[Record], profile: Profile) -> dict[str, Sheet]:
     """A sheet per benchmark, in the order of the records; records of data sets are left out."""
-    parts: dict[str, list[Record]] = {}
-    for record in records:
-        if record["benchmark"] is not None:
-            parts.setdefault(record["benchmark"], []).append(record)
-    return {name: Sheet(part, profile) for name, part in parts.items()}
+    return {name: Sheet(part, profile) for name, part in by_benchmark(records).items() if name != OTHERS}
 
 
 def _quantiles(values: Sequence[int]) -> Mapping[str, float]:

@@ -5,6 +5,7 @@ it against a row, `aggregate` turns scores into the published metrics. What a sc
 evaluation's records (`keep`), so scores are computed again without the data set and without the model.
 """
 
+import abc
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -55,7 +56,7 @@ class Score(float):
         return score
 
 
-class Benchmark:
+class Benchmark(abc.ABC):
     """A benchmark under one profile and one form of its prompt.
 
     Attributes:
@@ -99,37 +100,37 @@ class Benchmark:
         """
         self.profile, self.boxed = check_profile(profile), boxed
 
+    @abc.abstractmethod
     def question(self, row: Row) -> str:
         """The user's text."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def media(self, row: Row) -> tuple[str, ...]:
         """Where the video may lie, relative to the benchmark's folder; the first that exists is taken."""
-        raise NotImplementedError
 
     def image(self, row: Row) -> object | None:
         """A picture shown after the video: bytes, a path, or none."""
         return None
 
+    @abc.abstractmethod
     def truth(self, row: Row) -> object:
         """The right answer, for people to read and for records to keep."""
-        raise NotImplementedError
 
     def groups(self, row: Row) -> dict[str, str]:
         """Kind of category -> this row's category."""
         return {}
 
+    @abc.abstractmethod
     def extract(self, text: str) -> str:
         """The answer in a text. "" where there is none."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def score(self, record: Row, text: str) -> Score:
         """Judges a text against a row of the data set (of which the columns `keep` are enough)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def aggregate(self, scores: Sequence[float]) -> Metrics:
         """The published metrics under their published names and in their units; None where nothing counts."""
-        raise NotImplementedError
 
     def breakdown(self, scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | int | None]]]:
         """`{kind of category: {category: {"score", "n"}}}`, the headline in percent."""

@@ -9,7 +9,6 @@ from videoauto_jax.rewards.choice import normalise, option_letter
 
 PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 MORE_PREFIXES = (*PREFIXES, "The best option is", "The correct option is", "Best answer:", "Best option:")
-_MANY_WORDS = 10
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\$([^$]*)\$")
 
 
@@ -46,11 +45,6 @@ def strict_letter(text: str, letters: str, options: Sequence[str] = ()) -> str:
 def letter_of(answer: str, options: Sequence[str]) -> str:
     """The letter of the option that is the answer; "" where none is."""
     return next((letter for letter, option in zip(string.ascii_uppercase, options) if option == answer), "")
-
-
-def lettered(options: Sequence[str], form: str = "{}. {}") -> str:
-    """One option a line, with its letter."""
-    return "\n".join(form.format(letter, option) for letter, option in zip(string.ascii_uppercase, options))
 
 
 class Choice(Benchmark):

@@ -4,8 +4,9 @@ import random
 import string
 from collections.abc import Sequence
 
+from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import POST_BOXED, Metrics, Row, counted, mean, register, results
-from videoauto_jax.eval.benchmarks.choice import MORE_PREFIXES, Choice, first_capital, lettered
+from videoauto_jax.eval.benchmarks.choice import MORE_PREFIXES, Choice, first_capital
 
 _ABSENT = "N/A"
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import POST_BOXED, Row, Score, register, results
-from videoauto_jax.eval.benchmarks.choice import Choice, lettered
+from videoauto_jax.eval.benchmarks.choice import Choice
 
 DISCIPLINES = {
     "Science": "Astronomy Biology Chemistry Electromagnetism Geography Materials_Science Mechanics Modern_Physics "

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import (
     POST_BOXED,
     TASK,
@@ -14,7 +15,7 @@ from videoauto_jax.eval.benchmarks.base import (
     register,
     results,
 )
-from videoauto_jax.eval.benchmarks.choice import Choice, letter_of, lettered
+from videoauto_jax.eval.benchmarks.choice import Choice, letter_of
 
 FOLDERS = {
     "action_sequence": "star/Charades_segment",

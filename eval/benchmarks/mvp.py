@@ -4,8 +4,9 @@ import ast
 import re
 from collections.abc import Sequence
 
+from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import TASK, Metrics, Row, Score, by_group, mean, percentage, register, results
-from videoauto_jax.eval.benchmarks.choice import Choice, letter_of, lettered
+from videoauto_jax.eval.benchmarks.choice import Choice, letter_of
 
 _BOXED = (
     " \nPut your final answer in \\boxed{} with a single letter from A or B, format exactly like: "

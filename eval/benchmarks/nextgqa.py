@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import Metrics, Row, Score, percentage, register, results
-from videoauto_jax.eval.benchmarks.choice import Choice, letter_of, lettered
+from videoauto_jax.eval.benchmarks.choice import Choice, letter_of
 from videoauto_jax.eval.benchmarks.spans import NOWHERE, shown, span_metrics
 from videoauto_jax.protocol.prompts import grounded_qa_prompt
 from videoauto_jax.rewards.grounded import SEPARATOR

@@ -4,6 +4,7 @@ import re
 import string
 from collections.abc import Sequence
 
+from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import (
     POST_BOXED,
     TASK,
@@ -16,7 +17,7 @@ from videoauto_jax.eval.benchmarks.base import (
     register,
     results,
 )
-from videoauto_jax.eval.benchmarks.choice import Choice, lettered
+from videoauto_jax.eval.benchmarks.choice import Choice
 from videoauto_jax.eval.benchmarks.open_answer import open_answers, says_open_answer
 
 _SUBJECTS = {

@@ -3,8 +3,9 @@
 import pytest
 
 from videoauto_jax.errors import DataError
-from videoauto_jax.eval.calibration import OTHERS, calibrate, pareto, pick, split
+from videoauto_jax.eval.calibration import calibrate, pareto, pick, split
 from videoauto_jax.eval.cost import fit_cost
+from videoauto_jax.eval.records import OTHERS
 from videoauto_jax.eval.scoring import ALWAYS_THINK
 
 

@@ -83,9 +83,9 @@ def tagged_answer(text: str) -> str | None:
     return found.group(1).strip() if found else None
 
 
-def lettered(options: Iterable[str]) -> str:
-    """One option a line, `A. ` and so on before it."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options))
+def lettered(options: Iterable[str], form: str = "{}. {}") -> str:
+    """One option a line, with its letter."""
+    return "\n".join(form.format(letter, option) for letter, option in zip(string.ascii_uppercase, options))
 
 
 def letter_of(answer: object, options: Sequence[str]) -> object:
