@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -33,13 +36,57 @@ class Projection(nnx.Einsum):
         fan_in = math.prod(size for axis, size in zip(operands.split(",")[1], kernel_shape) if axis not in result)
         init = nnx.initializers.normal(fan_in**-0.5)
         super().__init__(
-            equation, kernel_shape, bias_shape, dtype=dtype, param_dtype=param_dtype, kernel_init=init, rngs=rngs
+            equation,
+            kernel_shape,
+            bias_shape,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=init,
+            einsum_op=_einsum_op,
+            rngs=rngs,
         )
 
     def __call__(self, x: Array) -> Array:
         """The map, and what an adapter adds to it where one has been attached (`self.adapter`)."""
         y, adapter = super().__call__(x), getattr(self, "adapter", None)
         return y if adapter is None else y + adapter(x)
+
+
+def _einsum_op(equation: str, x: Array, kernel: Array, **unset) -> Array:
+    """What `nnx.Einsum` calls; its options for precision and sharding are never set here."""
+    del unset
+    return _project(equation, x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _project(equation: str, x: Array, kernel: Array) -> Array:
+    return jnp.einsum(equation, x, kernel)
+
+
+def _project_forward(equation: str, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.einsum(equation, x, kernel), (x, kernel)
+
+
+def _project_backward(equation: str, kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    """As JAX derives it, but for the order of the operands of the kernel's gradient: the smaller one comes first.
+
+    XLA on CPUs writes the first one out transposed, together with what it fuses into that, which for the gradient of an
+    MLP's hidden units takes longer than the product.
+    """
+    x, kernel = kept
+    operands, result = equation.split("->")
+    inner, weight = operands.split(",")
+    (first, narrow), (second, wide) = sorted(((inner, x), (result, d_out)), key=lambda side: side[1].size)
+    d_kernel = jnp.einsum(f"{first},{second}->{weight}".replace("...", "t"), _flat(first, narrow), _flat(second, wide))
+    return jnp.einsum(f"{result},{weight}->{inner}", d_out, kernel), d_kernel
+
+
+def _flat(axes: str, x: Array) -> Array:
+    """The dimensions that `...` stands for as one."""
+    return x.reshape(-1, *x.shape[x.ndim - len(axes) + 3 :]) if axes.startswith("...") else x
+
+
+_project.defvjp(_project_forward, _project_backward)
 
 
 def rms_norm(size: int, eps: float, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
