@@ -95,9 +95,9 @@ def test_lessons_say_what_is_seen():
 
 def test_choices_name_what_is_seen():
     for scene, item in ask("grounded"):
-        assert option(item) == scene.colour
+        assert option(item) == scene.shape
         texts = [text.partition(". ")[2] for text in item.fields["options"]]
-        assert len(set(texts)) == len(texts) and scene.colour in item.careful and item.answer not in item.wrong
+        assert len(set(texts)) == len(texts) and scene.shape in item.careful and item.answer not in item.wrong
 
 
 def test_grounding_answers_are_the_flash():

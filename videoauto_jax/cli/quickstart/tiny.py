@@ -13,10 +13,11 @@ from videoauto_jax.cli.quickstart.scene import make_scene, render_still
 from videoauto_jax.cli.quickstart.tokenizer import make_tokenizer
 from videoauto_jax.data.patches import pack_frames
 from videoauto_jax.files import write_json
-from videoauto_jax.models.config import parse_config
+from videoauto_jax.models.config import QwenVLConfig, parse_config
 from videoauto_jax.models.hf import rows, write_tensors
 from videoauto_jax.models.inputs import VisionInputs
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
+from videoauto_jax.models.vision import VisionFeatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,7 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int, spec: T
     tokenizer = AutoTokenizer.from_pretrained(folder)
     facts = _facts(spec, tokenizer)
     config = parse_config(facts)
-    model = QwenVL(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    arrays = _start(model, seed)
+    arrays = _start(config, seed)
     write_tensors(
         {key: tensor.astype(np.float32) for row in rows(config) for key, tensor in row.to_hf(arrays[row.path])}, folder
     )
@@ -81,18 +81,25 @@ def make_checkpoint(folder: str | Path, texts: Iterable[str], seed: int, spec: T
     write_json(folder / "config.json", facts)
 
 
-def _start(model: QwenVL, seed: int) -> dict[str, np.ndarray]:
+def _start(config: QwenVLConfig, seed: int) -> dict[str, np.ndarray]:
     """Fresh parameters by path, scaled, and mergers that start out saying zero on average and one in size.
 
     The mergers' initialisation depends on data (LSUV, arXiv 1511.06422): fresh ones say nearly the same about every
     picture, and what differs from picture to picture would be lost beside the embeddings of words.
     """
-    state = nnx.state(model, nnx.Param)
-    for path, leaf in nnx.to_flat_state(state):
-        leaf[...] = leaf[...] * _START.get("/".join(map(str, path)), 1.0)
-    nnx.update(model, state)
+
+    # Compiled whole: op by op, hundreds of little programs would be.
+    @nnx.jit
+    def make(rngs: nnx.Rngs, pictures: VisionInputs) -> tuple[QwenVL, VisionFeatures]:
+        model = QwenVL(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
+        state = nnx.state(model, nnx.Param)
+        for path, leaf in nnx.to_flat_state(state):
+            leaf[...] = leaf[...] * _START.get("/".join(map(str, path)), 1.0)
+        nnx.update(model, state)
+        return model, model.merge_vision(model.encode_vision(pictures))
+
+    model, fresh = make(nnx.Rngs(seed), _pictures(seed))
     arrays = {path: np.array(array) for path, array in parameter_paths(model).items()}
-    fresh = model.merge_vision(model.encode_vision(_pictures(seed)))
     for merger, said in (("merger", fresh.slots), ("deepstack_mergers", fresh.deepstack)):
         centre, size = np.mean(said, axis=-2), float(np.std(said, axis=-2).mean())
         arrays[f"{merger}/fc2/kernel"] /= size

@@ -91,7 +91,8 @@ def _learn(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], Seque
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-    pieces = [piece for text in texts for piece in _ADDED.split(text)]
+    # Each once: a system prompt that begins every text would be read thousands of times to learn the same merges.
+    pieces = list(dict.fromkeys(piece for text in texts for piece in _ADDED.split(text)))
     if not any(pieces):
         raise DataError("no text to learn a tokenizer from")
     tokenizer = Tokenizer(models.BPE())
