@@ -19,7 +19,7 @@ from videoauto_jax.errors import ConfigError, UsageError
 from videoauto_jax.rewards import score
 
 ALWAYS_RIGHT = DemonstrationMix(perception_fallback=0.0, reasoning_fallback=0.0, reasoning_first_right=1.0, careful=1.0)
-SPEC = WorldSpec(train_videos=24, heldout_videos=12, mix=ALWAYS_RIGHT)
+SPEC = WorldSpec(train_videos=24, heldout_videos=12, study=ALWAYS_RIGHT, warmup=ALWAYS_RIGHT)
 
 
 @pytest.fixture(scope="module")

@@ -47,11 +47,11 @@ class Item:
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Item:
-    return _word("colour", "What colour is the sign?", scene.colour, COLOURS, [scene.colour] * scene.seconds)
+    return _word("colour", "What colour is the sign?", scene.colour, COLOURS, _sign(scene))
 
 
 def object_(scene: Scene, rng: np.random.Generator) -> Item:
-    return _word("object", "Which shape is the sign?", scene.shape, SHAPES, [scene.shape] * scene.seconds)
+    return _word("object", "Which shape is the sign?", scene.shape, SHAPES, _sign(scene))
 
 
 def direction(scene: Scene, rng: np.random.Generator) -> Item:
@@ -109,11 +109,11 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
 
 
 def still_colour(scene: Scene, second: int) -> Item:
-    return _still("still_colour", "What colour is the sign?", scene.colour, COLOURS, f"{scene.colour}.")
+    return _still("still_colour", "What colour is the sign?", scene.colour, COLOURS, f"{scene.colour} {scene.shape}.")
 
 
 def still_object(scene: Scene, second: int) -> Item:
-    return _still("still_object", "Which shape is the sign?", scene.shape, SHAPES, f"{scene.shape}.")
+    return _still("still_object", "Which shape is the sign?", scene.shape, SHAPES, f"{scene.colour} {scene.shape}.")
 
 
 def still_dots(scene: Scene, second: int) -> Item:
@@ -138,7 +138,7 @@ def lessons(scene: Scene) -> list[Item]:
         "dots": [WORDS[dots] for dots in scene.dots],
         "border": _border(scene),
         "bar": [whereabouts(scene, second) for second in range(scene.seconds)],
-        "sign": [f"{scene.colour} {scene.shape}"] * scene.seconds,
+        "sign": _sign(scene),
     }
     return [_lesson(skill, _by_second(seconds)) for skill, seconds in shown.items()]
 
@@ -180,6 +180,10 @@ def _intervals_so_far(scene: Scene) -> list[str]:
     start, end = scene.flash
     states = enumerate(_border(scene))
     return [f"{state} {WORDS[start]} {WORDS[min(s + 1, end)]}" if s >= start else state for s, state in states]
+
+
+def _sign(scene: Scene) -> list[str]:
+    return [f"{scene.colour} {scene.shape}"] * scene.seconds
 
 
 def _border(scene: Scene) -> list[str]:

@@ -6,8 +6,7 @@
     lamp/, look/                   lessons.json: what every train video shows, the lamp alone and everything
     world.json                     what the folder was made from
 
-Demonstrations of `study` always think carefully, those of `warmup` as the spec's mix says. Train and held-out media
-never share a scene seed, nor do their text items share a sum.
+Train and held-out media never share a scene seed, nor do their text items share a sum.
 """
 
 import dataclasses
@@ -77,10 +76,9 @@ def make_world(
             told = list(taught(media))
             _write_annotations(folder / "lamp", [t for t in told if t[1].skill == "lamp"], lambda item: item.answer)
             _write_annotations(folder / "look", told, lambda item: item.answer)
-            mixes = {"study": dataclasses.replace(spec.mix, careful=1.0), "warmup": spec.mix}
-            for number, (stage, mix) in enumerate(mixes.items()):
+            for number, stage in enumerate(("study", "warmup")):
                 rng = np.random.default_rng([seed, len(RANGES) + number])
-                _write_annotations(folder / stage, asked, partial(demonstration, rng=rng, mix=mix))
+                _write_annotations(folder / stage, asked, partial(demonstration, rng=rng, mix=getattr(spec, stage)))
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     make_files(media, size=spec.size, workers=workers, report=report)
 
