@@ -80,7 +80,7 @@ def test_words_name_what_is_seen(skill, truth):
         assert item.answer == getattr(scene, truth) and item.fields["answer"] == f"<answer>{item.answer}</answer>"
         assert item.answer not in item.wrong
         if skill != "direction":
-            assert steps(item, [item.answer] * scene.seconds)
+            assert steps(item, [scene.colour] * scene.seconds) == [[scene.shape]] * scene.seconds
 
 
 def test_lessons_say_what_is_seen():
