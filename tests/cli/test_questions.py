@@ -1,5 +1,6 @@
 """Questions and demonstrations against the scenes they are about: answers and steps are worked out anew here."""
 
+import json
 import re
 from collections import Counter
 from itertools import accumulate
@@ -80,15 +81,17 @@ def test_words_name_what_is_seen(skill, truth):
         assert item.answer == getattr(scene, truth) and item.fields["answer"] == f"<answer>{item.answer}</answer>"
         assert item.answer not in item.wrong
         if skill != "direction":
-            assert steps(item, [scene.colour] * scene.seconds) == [[scene.shape]] * scene.seconds
+            assert steps(item, [item.answer] * scene.seconds)
 
 
 def test_lessons_say_what_is_seen():
     for scene in SCENES[:40]:
-        listed = {item.skill: item.answer.rstrip(".").split(";") for item in lessons(scene)}
+        *lists, flash = lessons(scene)
+        listed = {item.skill: item.answer.rstrip(".").split(";") for item in lists}
         told = {skill: [step.partition(" ")[2] for step in seconds] for skill, seconds in listed.items()}
         assert told["lamp"] == list(scene.lamp) and told["dots"] == [WORDS[dots] for dots in scene.dots]
-        assert told["sign"] == [f"{scene.colour} {scene.shape}"] * scene.seconds
+        assert told["colour"] == [scene.colour] * scene.seconds and told["shape"] == [scene.shape] * scene.seconds
+        assert json.loads(flash.answer) == list(scene.flash)
         ends = {"left": ("right", "left"), "right": ("left", "right")}
         assert ends.get(scene.motion, (told["bar"][0],) * 2) == (told["bar"][0], told["bar"][-1])
 

@@ -13,7 +13,8 @@ class DemonstrationMix:
     """Probabilities that shape the warm-up. "Perception" includes grounding.
 
     Attributes:
-        perception_fallback: perception: box 1 holds the fallback sentence, else the right answer.
+        perception_fallback: perception: box 1 holds the fallback sentence.
+        perception_first_wrong: perception: box 1 holds a wrong answer where it is not the fallback, else the right one.
         reasoning_fallback: reasoning: box 1 holds the fallback sentence.
         reasoning_first_right: reasoning: box 1 is right where it is not the fallback, else a wrong guess.
         careful: reasoning: the thought takes every step and ends in the right answer, else it is hurried.
@@ -21,6 +22,7 @@ class DemonstrationMix:
     """
 
     perception_fallback: float = 0.01
+    perception_first_wrong: float = 0.0
     reasoning_fallback: float = 0.3
     reasoning_first_right: float = 0.25
     careful: float = 0.35
@@ -30,8 +32,7 @@ class DemonstrationMix:
 def demonstration(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -> str:
     """A full response `\\boxed{a1}<think>thought</think>\\boxed{a2}` drawn from the mix."""
     if item.kind != "reasoning":
-        first = FALLBACK_ANSWER if rng.random() < mix.perception_fallback else item.answer
-        return response(first, item.careful, item.answer)
+        return response(_perceived(item, rng, mix), item.careful, item.answer)
     first = FALLBACK_ANSWER if rng.random() < mix.reasoning_fallback else _guess(item, rng, mix.reasoning_first_right)
     if rng.random() < mix.careful:
         return response(first, item.careful, item.answer)
@@ -41,6 +42,12 @@ def demonstration(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -
 
 def response(first: str, thought: str, final: str) -> str:
     return f"\\boxed{{{first}}}<think>{thought}</think>\\boxed{{{final}}}"
+
+
+def _perceived(item: Item, rng: np.random.Generator, mix: DemonstrationMix) -> str:
+    if rng.random() < mix.perception_fallback:
+        return FALLBACK_ANSWER
+    return _guess(item, rng, 1 - mix.perception_first_wrong)
 
 
 def _guess(item: Item, rng: np.random.Generator, right: float) -> str:

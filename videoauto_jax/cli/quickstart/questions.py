@@ -47,11 +47,11 @@ class Item:
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Item:
-    return _word("colour", "What colour is the sign?", scene.colour, COLOURS, _sign(scene))
+    return _word("colour", "What colour is the sign?", scene.colour, COLOURS, [scene.colour] * scene.seconds)
 
 
 def object_(scene: Scene, rng: np.random.Generator) -> Item:
-    return _word("object", "Which shape is the sign?", scene.shape, SHAPES, _sign(scene))
+    return _word("object", "Which shape is the sign?", scene.shape, SHAPES, [scene.shape] * scene.seconds)
 
 
 def direction(scene: Scene, rng: np.random.Generator) -> Item:
@@ -109,11 +109,11 @@ def order(scene: Scene, rng: np.random.Generator) -> Item:
 
 
 def still_colour(scene: Scene, second: int) -> Item:
-    return _still("still_colour", "What colour is the sign?", scene.colour, COLOURS, f"{scene.colour} {scene.shape}.")
+    return _still("still_colour", "What colour is the sign?", scene.colour, COLOURS, f"{scene.colour}.")
 
 
 def still_object(scene: Scene, second: int) -> Item:
-    return _still("still_object", "Which shape is the sign?", scene.shape, SHAPES, f"{scene.colour} {scene.shape}.")
+    return _still("still_object", "Which shape is the sign?", scene.shape, SHAPES, f"{scene.shape}.")
 
 
 def still_dots(scene: Scene, second: int) -> Item:
@@ -132,15 +132,18 @@ def digits(numbers: Sequence[int]) -> Item:
 
 
 def lessons(scene: Scene) -> list[Item]:
-    """What a video shows second by second, told outside of any box."""
+    """What a video shows, told outside of any box: second by second, so that every look starts from a second's number
+    (a shape told behind a colour is not learnt in three times as long), and when the border is lit."""
     shown = {
         "lamp": scene.lamp,
         "dots": [WORDS[dots] for dots in scene.dots],
         "border": _border(scene),
         "bar": [whereabouts(scene, second) for second in range(scene.seconds)],
-        "sign": _sign(scene),
+        "colour": [scene.colour] * scene.seconds,
+        "shape": [scene.shape] * scene.seconds,
     }
-    return [_lesson(skill, _by_second(seconds)) for skill, seconds in shown.items()]
+    lists = [_lesson(skill, _by_second(seconds)) for skill, seconds in shown.items()]
+    return [*lists, _lesson("flash", _intervals(scene)[0])]
 
 
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
@@ -180,10 +183,6 @@ def _intervals_so_far(scene: Scene) -> list[str]:
     start, end = scene.flash
     states = enumerate(_border(scene))
     return [f"{state} {WORDS[start]} {WORDS[min(s + 1, end)]}" if s >= start else state for s, state in states]
-
-
-def _sign(scene: Scene) -> list[str]:
-    return [f"{scene.colour} {scene.shape}"] * scene.seconds
 
 
 def _border(scene: Scene) -> list[str]:

@@ -21,8 +21,8 @@ class WorldSpec:
         train_skills, heldout_skills: decks from which the questions about videos are dealt; a name that is there more
             often is asked more often.
         size: side of the pictures in pixels.
-        study, warmup: how the demonstrations of these stages are drawn. In `study` box 1 often declines to answer: the
-            thought behind it then has to look at the video, and cannot copy the right answer.
+        study, warmup: how the demonstrations of these stages are drawn. In `study` box 1 is often wrong or declines, so
+            that the thought behind it has to look at the video, and cannot copy.
     """
 
     train_videos: int = 1200
@@ -34,7 +34,7 @@ class WorldSpec:
     train_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, "count", "sum", "order", "when")
     heldout_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, *("colour", "object", "direction") * 2)
     size: int = SIZE
-    study: DemonstrationMix = DemonstrationMix(perception_fallback=0.35, careful=1.0)
+    study: DemonstrationMix = DemonstrationMix(perception_fallback=0.1, perception_first_wrong=0.2, careful=1.0)
     warmup: DemonstrationMix = DemonstrationMix()
 
 
