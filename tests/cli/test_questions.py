@@ -86,12 +86,12 @@ def test_words_name_what_is_seen(skill, truth):
 
 def test_lessons_say_what_is_seen():
     for scene in SCENES[:40]:
-        *lists, flash = lessons(scene)
+        *lists, flash, motion = lessons(scene)
         listed = {item.skill: item.answer.rstrip(".").split(";") for item in lists}
         told = {skill: [step.partition(" ")[2] for step in seconds] for skill, seconds in listed.items()}
         assert told["lamp"] == list(scene.lamp) and told["dots"] == [WORDS[dots] for dots in scene.dots]
         assert told["colour"] == [scene.colour] * scene.seconds and told["shape"] == [scene.shape] * scene.seconds
-        assert json.loads(flash.answer) == list(scene.flash)
+        assert json.loads(flash.answer) == list(scene.flash) and motion.answer == scene.motion
         ends = {"left": ("right", "left"), "right": ("left", "right")}
         assert ends.get(scene.motion, (told["bar"][0],) * 2) == (told["bar"][0], told["bar"][-1])
 

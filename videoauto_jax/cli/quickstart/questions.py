@@ -133,7 +133,7 @@ def digits(numbers: Sequence[int]) -> Item:
 
 def lessons(scene: Scene) -> list[Item]:
     """What a video shows, told outside of any box: second by second, so that every look starts from a second's number
-    (a shape told behind a colour is not learnt in three times as long), and when the border is lit."""
+    (a shape told behind a colour is not learnt in three times as long), and at once when that takes the whole video."""
     shown = {
         "lamp": scene.lamp,
         "dots": [WORDS[dots] for dots in scene.dots],
@@ -143,7 +143,7 @@ def lessons(scene: Scene) -> list[Item]:
         "shape": [scene.shape] * scene.seconds,
     }
     lists = [_lesson(skill, _by_second(seconds)) for skill, seconds in shown.items()]
-    return [*lists, _lesson("flash", _intervals(scene)[0])]
+    return [*lists, _lesson("flash", _intervals(scene)[0]), _lesson("motion", scene.motion)]
 
 
 VIDEO_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Item]] = {
