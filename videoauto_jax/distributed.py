@@ -5,6 +5,7 @@ So they exchange what only some of them know: the prompts that each has decoded,
 error, a signal. All call these functions together, from their main threads.
 """
 
+import functools
 import os
 import pickle
 import re
@@ -13,13 +14,13 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videoauto_jax.errors import UsageError, VideoAutoError
 
 T = TypeVar("T")
 PIECE_BYTES = 2**24
-"""Bytes that each process sends at once: every device holds as many from each process for a moment."""
+"""Bytes that each process sends at once: one device of each holds as many from every process for a moment."""
 
 
 def initialize() -> None:
@@ -86,21 +87,21 @@ def exchange(value: T) -> list[T]:
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
-    sizes = process_allgather(np.array(divmod(len(data), PIECE_BYTES), np.int32))
+    sizes = _gather(np.array(divmod(len(data), PIECE_BYTES), np.int32))
     lengths = [int(pieces) * PIECE_BYTES + int(rest) for pieces, rest in sizes]
     width = min(PIECE_BYTES, 1 << (max(lengths) - 1).bit_length())  # few widths: each is a program
     found = [bytearray() for _ in lengths]
     for start in range(0, max(lengths), width):
         mine, piece = np.zeros(width, np.uint8), data[start : start + width]
         mine[: len(piece)] = piece
-        for whole, length, part in zip(found, lengths, process_allgather(mine)):
+        for whole, length, part in zip(found, lengths, _gather(mine)):
             whole += part[: max(0, length - start)].data
     return [pickle.loads(whole) for whole in found]
 
 
 def any_process(flag: bool) -> bool:
     """Whether it is true in one of the processes."""
-    return flag if jax.process_count() == 1 else bool(process_allgather(np.bool_(flag)).any())
+    return flag if jax.process_count() == 1 else bool(_gather(np.bool_(flag)).any())
 
 
 def together(act: Callable[[], T]) -> list[T]:
@@ -144,6 +145,21 @@ def join(shares: Sequence[Sequence[T]]) -> list[T]:
     for process, done in enumerate(shares):
         joined[process :: len(shares)] = done
     return joined
+
+
+def _gather(row: np.ndarray) -> np.ndarray:
+    """The equally shaped rows of all processes, stacked: by way of one device of each."""
+    replicate, mine = _gatherer()
+    with jax.set_mesh(mine.mesh):  # whichever mesh is in use
+        return np.asarray(replicate(jax.make_array_from_process_local_data(mine, row[None])))
+
+
+@functools.cache
+def _gatherer() -> tuple[Callable[[jax.Array], jax.Array], NamedSharding]:
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh([first[process] for process in sorted(first)], ("process",))
+    replicate = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return replicate, NamedSharding(mesh, PartitionSpec("process"))
 
 
 def _portable(error: Exception) -> Exception:
