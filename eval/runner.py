@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from videoauto_jax.config import dump_config
+from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import DataError, UsageError
 from videoauto_jax.eval.answering import ModelAnswerer, check_model
 from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media, part_of
@@ -48,12 +49,15 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
         progress: told after every answer.
 
     Raises:
-        UsageError: the folder holds something else, or results of another recipe.
+        UsageError: the folder holds something else, or results of another recipe; or several processes of a job would
+            each answer everything.
         ConfigError: an unknown benchmark or sub-task.
         DataError: annotations that cannot be used, an unknown problem type, not one sample that can be read; with
             `strict_media`, a missing video.
         ModelError: the folder is no model.
     """
+    if config.part is None:
+        refuse_processes("a whole evaluation", fix="Give each process its part of it, for example part=[0,4]")
     check_model(config)  # a wrong path is told before the folder is claimed for it
     cases = load_cases(config)
     missing = missing_media(cases)

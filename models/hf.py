@@ -97,6 +97,8 @@ def save_model(
 ) -> None:
     """Writes an HF folder that transformers, vLLM and SGLang load.
 
+    In a job of several processes all call it: they gather the parameters, and the first one writes.
+
     Args:
         model: the model; its parameters are gathered to the host layer by layer.
         folder: where to write; created.
@@ -106,19 +108,26 @@ def save_model(
         max_shard_size: size at which a safetensors file is full, by default as in `like`, or 5GB.
     """
     folder, like = Path(folder), Path(like)
-    folder.mkdir(parents=True, exist_ok=True)
     stored = stored_tensors(like) if any(like.glob("*.safetensors")) else {}
     written = list(_written(model, stored, dtype, like))
-    for name in SIDE_FILES:
-        if (like / name).exists() and not folder.samefile(like):
-            shutil.copy(like / name, folder / name)
+    if jax.process_index() == 0:
+        _copy_side_files(like, folder)
     write_files(written, folder, plan_files(written, stored, max_shard_size))
+    if jax.process_index():
+        return
     # Last: a folder with a config.json is whole.
     text, facts = (like / "config.json").read_text(encoding="utf-8"), read_json(like / "config.json")
     own = str(written[0][2])
     if dtype != "like" and (facts.get("dtype") or facts.get("torch_dtype")) != own:
         text = json.dumps(_with_dtype(facts, own), indent=2) + "\n"
     _write_text(folder / "config.json", text)
+
+
+def _copy_side_files(like: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SIDE_FILES:
+        if (like / name).exists() and not folder.samefile(like):
+            shutil.copy(like / name, folder / name)
 
 
 def _written(model: QwenVL, stored: dict[str, StoredTensor], dtype: str | None, like: Path) -> Iterable[Written]:
@@ -161,7 +170,7 @@ def write_files(written: list[Written], folder: Path, plan: dict[str, list[str]]
     tensors = {tensor[0]: tensor for tensor in written}
     for file, keys in plan.items():
         write_file(folder / file, [tensors[key] for key in keys])
-    if list(plan) == ["model.safetensors"]:
+    if list(plan) == ["model.safetensors"] or jax.process_index():
         return
     total = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for _, shape, dtype, _ in written)
     weight_map = {key: file for file, keys in plan.items() for key in keys}

@@ -7,6 +7,7 @@ stored dtype; a small program there turns, casts and writes it into the paramete
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from videoauto_jax.models.partition import parameter_spec
 from videoauto_jax.models.tensor_files import StoredTensor
 from videoauto_jax.models.weights import Row
 
+Tree = TypeVar("Tree")
 PIECE_BYTES = 2**22
 """Bytes of an HF tensor that are under way at once (twice: one piece is read while another is written).
 
@@ -182,5 +184,24 @@ def _axes(side: str, joined: bool = False) -> list[str]:
 
 
 def gather(array: jax.Array, layer: int | None) -> np.ndarray:
-    """A parameter, or one layer of it, on the host."""
-    return np.asarray(jax.device_get(array if layer is None else array[layer]))
+    """A parameter, or one layer of it, on the host; see `fetch`."""
+    return np.asarray(fetch(array if layer is None else array[layer]))
+
+
+def fetch(tree: Tree) -> Tree:
+    """Host copies of device arrays, whole, also where parts of them lie on devices of other processes.
+
+    The way for all that is not known to be replicated. The processes of a job have to call it together.
+    """
+
+    def reachable(leaf: object) -> object:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return _replicator(leaf.sharding.mesh)(leaf)
+
+    return jax.device_get(jax.tree.map(reachable, tree))
+
+
+@functools.cache
+def _replicator(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
@@ -101,7 +102,14 @@ Written = tuple[str, tuple[int, ...], np.dtype, Callable[[], ndarray]]
 
 
 def write_file(path: Path, tensors: Iterable[Written]) -> None:
-    """Writes one safetensors file, making one tensor at a time; it appears under its name when it is whole."""
+    """Writes one safetensors file, making one tensor at a time; it appears under its name when it is whole.
+
+    In a job of several processes all make the tensors, whose parts they hold, and the first one writes.
+    """
+    if jax.process_index():
+        for _, _, _, make in tensors:
+            make()
+        return
     header, offset, tensors = {"__metadata__": {"format": "pt"}}, 0, list(tensors)
     for key, shape, dtype, _ in tensors:
         end = offset + math.prod(shape) * dtype.itemsize

@@ -9,12 +9,13 @@ import numpy as np
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
+from videoauto_jax.distributed import exchange, join, share, together
 from videoauto_jax.errors import ConfigError, VideoAutoError
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 from videoauto_jax.train.recipe import GRPOConfig
-from videoauto_jax.train.rollout import Graded, Item, grade_groups
+from videoauto_jax.train.rollout import Graded, Item, grade_groups, score_share
 from videoauto_jax.train.rollout_metrics import SCORE, confidence_metrics, plain_accuracy_2
 
 
@@ -73,17 +74,25 @@ class Evaluation:
         self.sampler.model = model
         items: list[Item] = []
         answers = dict(self.sampler.stream(self._prompts(items)))
-        graded = grade_groups(self.pool, items, [answers[n] for n in range(len(items))], self.config)
+        answers = [answers[n] for n in range(len(items))]
+        shares = together(lambda: score_share(self.pool, items, answers, self.config))
+        graded = grade_groups(shares, items, answers, self.config)
         metrics = _metrics(graded, self.config.holdout.threshold) if graded else {SCORE: (0.0, 1.0)}
         return metrics | {"eval/skipped": (float(len(self.samples) - len(graded)), 1.0)}
 
     def _prompts(self, items: list[Item]) -> Iterator[Encoded]:
-        """Prompts that could be encoded, noted in `items`; the next ones are decoded while others are answered."""
+        """Prompts that could be encoded, noted in `items`; the next ones are decoded while others are answered.
+
+        Every process decodes its share of them.
+        """
+        count = self.sampler.config.prompts
+        batches = [self.samples[start : start + count] for start in range(0, len(self.samples), count)]
         with ThreadPoolExecutor(max(self.config.data.workers, 1)) as threads:
-            ahead = 2 * self.sampler.config.prompts
-            for start in range(0, len(self.samples), ahead):
-                batch = self.samples[start : start + ahead]
-                for sample, prompt in zip(batch, threads.map(self._encoded, batch)):
+            encode = lambda batch: threads.map(self._encoded, share(batch))  # noqa: E731
+            encoded = encode(batches[0])
+            for batch, following in zip(batches, [*batches[1:], []]):
+                found, encoded = join(exchange(list(encoded))), encode(following)
+                for sample, prompt in zip(batch, found):
                     if prompt is not None:
                         items.append((len(items), sample, prompt))
                         yield prompt

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.distributed import is_main, on_main
 from videoauto_jax.errors import TrainingError
 from videoauto_jax.files import append_jsonl, write_json
+from videoauto_jax.models.placing import fetch
 from videoauto_jax.train.rollout import Graded
 from videoauto_jax.train.step import NONFINITE_STREAK, Pairs
 
@@ -22,6 +24,8 @@ BENCHMARK = "benchmark"
 
 def write_sample(folder: Path, index: int, group: Graded) -> None:
     """Appends the branches of one prompt to `samples.jsonl`. A full disk is reported and ends nothing."""
+    if not is_main():
+        return
     _, sample, _ = group.item
     record = {
         "round": index + 1,
@@ -66,16 +70,20 @@ def check_finite(update: Pairs, batch: object, ids: Sequence[str], folder: Path,
     if streak < limit:
         return
     place = folder / "nonfinite"
-    place.mkdir(exist_ok=True)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
-    np.savez(place / "batch.npz", **{jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves})
-    write_json(place / "samples.json", list(ids))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(fetch(batch))
+    on_main(lambda: _save_batch(place, leaves, ids))
     raise TrainingError(
         f"{streak} updates in a row had no finite gradient; none of them was applied",
         where=f"the batch is in {place}",
         fix="Look at the samples it names, lower optimizer.learning_rate, or set dtype: float32; the same command "
         "then goes on from the newest checkpoint",
     )
+
+
+def _save_batch(place: Path, leaves: Sequence[tuple], ids: Sequence[str]) -> None:
+    place.mkdir(exist_ok=True)
+    np.savez(place / "batch.npz", **{jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves})
+    write_json(place / "samples.json", list(ids))
 
 
 def warn_about_sets(samples: Sequence[Sample]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import jax
@@ -11,7 +11,8 @@ import jax
 from videoauto_jax.data.manifest import usable_samples
 from videoauto_jax.data.processor import Processor
 from videoauto_jax.data.stream import PromptStream
-from videoauto_jax.distributed import refuse_processes
+from videoauto_jax.distributed import together
+from videoauto_jax.fate import one_fate
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
@@ -22,7 +23,16 @@ from videoauto_jax.train.journal import check_finite, warn_about_equal_rewards, 
 from videoauto_jax.train.metrics import Metrics
 from videoauto_jax.train.optimizer import learning_rate_schedule, step_count
 from videoauto_jax.train.recipe import GRPOConfig
-from videoauto_jax.train.rollout import Graded, Prompts, ScoredGroups, grade_groups, pack, prepare, write
+from videoauto_jax.train.rollout import (
+    Graded,
+    Prompts,
+    ScoredGroups,
+    grade_groups,
+    pack,
+    prepare,
+    score_share,
+    write,
+)
 from videoauto_jax.train.rollout_metrics import rollout_metrics
 from videoauto_jax.train.run import Progress, Run, train_run
 from videoauto_jax.train.step import Learner, TrainState
@@ -114,7 +124,7 @@ class GRPOTrainer:
         with clock("input"):
             batches = self._cut(next(self.stream))
         seed = self.config.seed + 1_000_003 * index + 7_368_787 * attempt
-        waiting = []
+        waiting: list[tuple[Future, list, list, Prompts]] = []
         with ThreadPoolExecutor(1) as grader:
             for items in batches:
                 self.stop.check()
@@ -122,9 +132,14 @@ class GRPOTrainer:
                     prompts = jax.block_until_ready(self._prepare(items))
                 with clock("rollout"):
                     answers = write(self.sampler, prompts, self.config.rollout.branches, seed)
-                waiting.append((grader.submit(grade_groups, self.pool, items, answers, self.config), prompts))
+                scored = grader.submit(score_share, self.pool, items, answers, self.config)
+                waiting.append((scored, items, answers, prompts))
             with clock("reward"):
-                return [(graded.result(), prompts) for graded, prompts in waiting]
+                shares = together(lambda: [scored.result() for scored, *_ in waiting])
+        return [
+            (grade_groups(scores, items, answers, self.config), prompts)
+            for scores, (_, items, answers, prompts) in zip(zip(*shares), waiting)
+        ]
 
     def _prepare(self, items: list) -> Prompts:
         return prepare(items, self.sampler.model, self.processor, self.config, self.mesh)
@@ -182,6 +197,7 @@ class Clock:
         return {f"seconds/{phase}": (seconds, 1.0) for phase, seconds in self.seconds.items()}
 
 
+@one_fate()
 def train_grpo(
     config: GRPOConfig, *, force: bool = False, progress: Progress | None = None, lines: bool = True
 ) -> bool:
@@ -198,7 +214,6 @@ def train_grpo(
     Returns:
         Whether the run has ended; False if SIGTERM stopped it.
     """
-    refuse_processes("training")
     mesh = make_mesh(config.mesh)
     warn_about_rows(config, batch_shards(mesh))
     processor = config.data.processor(config.model)

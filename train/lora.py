@@ -13,9 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
+from videoauto_jax.distributed import is_main
 from videoauto_jax.errors import ConfigError, ModelError
 from videoauto_jax.files import write_json
 from videoauto_jax.models.layers import Projection
+from videoauto_jax.models.placing import fetch
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.train.parameters import path_name
 
@@ -108,9 +110,15 @@ def merge_adapters(model: QwenVL, config: LoraConfig) -> None:
 
 
 def save_adapters(model: QwenVL, config: LoraConfig, folder: Path, *, base: str) -> None:
-    """Writes the adapters of a model as a folder that the peft library loads onto HF's model of `base`."""
+    """Writes the adapters of a model as a folder that the peft library loads onto HF's model of `base`.
+
+    In a job of several processes all call it, and the main process writes.
+    """
+    tensors = peft_tensors(model, config)
+    if not is_main():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(peft_tensors(model, config), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(folder / "adapter_config.json", peft_config(config, base))
 
 
@@ -122,7 +130,7 @@ def peft_tensors(model: QwenVL, config: LoraConfig) -> dict[str, np.ndarray]:
     tensors = {}
     for target in config.targets:
         adapter, room = _projection(model.text.layers, target).adapter, _ROOMS[target]
-        a, b = (np.asarray(jax.device_get(param[...]), np.float32) for param in (adapter.a, adapter.b))
+        a, b = (np.asarray(fetch(param[...]), np.float32) for param in (adapter.a, adapter.b))
         for layer in range(len(a)):
             module = "self_attn" if room == "attention" else room
             name = f"base_model.model.model.language_model.layers.{layer}.{module}.{target}_proj"

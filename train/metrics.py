@@ -13,6 +13,7 @@ import numpy as np
 import rich
 from rich.console import Console
 
+from videoauto_jax.distributed import is_main
 from videoauto_jax.errors import UsageError
 from videoauto_jax.train.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, WandbWriter
 
@@ -106,7 +107,7 @@ class MetricsLogger:
         """
         self._console = console or rich.get_console()
         printed = self._console if lines else None
-        self._writers = _writers(Path(folder), tensorboard, printed) if jax.process_index() == 0 else []
+        self._writers = _writers(Path(folder), tensorboard, printed) if is_main() else []
         if wandb is not None and self._writers:
             self._writers.append(WandbWriter(Path(folder), wandb))
         self._failing: set[str] = set()
@@ -124,7 +125,8 @@ class MetricsLogger:
 
     def complain(self, text: str) -> None:
         """Prints a line that must not be overlooked."""
-        self._console.print(text, style="bold red", markup=False, soft_wrap=True)
+        if is_main():
+            self._console.print(text, style="bold red", markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flushes and closes every writer."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
+from videoauto_jax.distributed import join, share
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.rewards import RewardPool, Rewards, total
@@ -96,15 +97,23 @@ def write(sampler: Sampler, prompts: Prompts, branches: int, seed: int) -> list[
     return sampler.generate(prompts.encoded, branches, inputs=inputs, features=features, seed=seed)
 
 
-def grade_groups(
+def score_share(
     pool: RewardPool, items: Sequence[Item], answers: Sequence[list[Answer]], config: GRPOConfig
-) -> list[Graded]:
-    """Scores branches. Uses no device, so it may run while the next branches are being written."""
-    reward = config.reward
+) -> list[Rewards]:
+    """Scores this process's share of the branches. Uses no device: it may run while the next branches are written.
+
+    What a grader says may depend on the machine (there are time limits), so no branch is scored twice.
+    """
     truths = [(sample.answer, sample.problem_type) for _, sample, _ in items]
     triples = [(answer.text, *truth) for truth, group in zip(truths, answers) for answer in group]
-    scored = iter(pool.score_many(triples, profile=reward.profile, form=reward.form))
-    graded = []
+    return pool.score_many(share(triples), profile=config.reward.profile, form=config.reward.form)
+
+
+def grade_groups(
+    shares: Sequence[list[Rewards]], items: Sequence[Item], answers: Sequence[list[Answer]], config: GRPOConfig
+) -> list[Graded]:
+    """The branches with their rewards, of which every process has scored its share."""
+    reward, scored, graded = config.reward, iter(join(shares)), []
     for item, group in zip(items, answers):
         rewards = list(itertools.islice(scored, len(group)))
         penalties = [overlong_penalty(len(a.token_ids), config.rollout.max_new_tokens, reward) for a in group]

@@ -5,8 +5,12 @@ checkpoints/    Orbax: trainable parameters, optimiser state, position in the da
 metrics.jsonl   one line per step; lines after the restored step are dropped
 model/          HF folder, written when the run has ended
 adapter/        with LoRA: the adapters alone, as the peft library reads them
+
+In a job of several processes all see the same folder; the main process writes everything but the checkpoints, of which
+each writes the parts that lie on its devices.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +20,9 @@ import jax
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.stream import PromptStream
+from videoauto_jax.distributed import agree, any_process, exchange, is_main, on_main
 from videoauto_jax.errors import CheckpointError
+from videoauto_jax.fate import one_fate
 from videoauto_jax.files import claim_folder
 from videoauto_jax.models.hf import save_model
 from videoauto_jax.models.qwen_vl import QwenVL
@@ -32,7 +38,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 
 class Run:
-    """One training run on disk.
+    """One training run on disk. The processes of a job call its methods together.
 
     Args:
         config: the recipe; `config.output` is the folder.
@@ -46,8 +52,8 @@ class Run:
     def __init__(self, config: RunConfig, *, force: bool = False, lines: bool = True):
         fix = "Name another output=, or add --force to begin anew and lose that run"
         recipe = dump_config(config)
-        self.config = config
-        self.folder = claim_folder(config.output, recipe, holds="a run of another recipe", fix=fix, force=force)
+        claim = lambda: claim_folder(config.output, recipe, holds="a run of another recipe", fix=fix, force=force)  # noqa: E731
+        self.config, self.folder = config, on_main(claim)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep, best="score")
         self.logger = MetricsLogger(self.folder, lines=lines, wandb=config.wandb)
 
@@ -72,13 +78,20 @@ class Run:
             facts: position in the data and counters at this step, and a score if the state has been evaluated.
         """
         for _ in range(2):  # the first complaint may be about the save before this one
-            try:
-                if self.checkpoints.latest() != step:
-                    self.checkpoints.save(step, state, facts)
+            complaints = [text for text in exchange(self._try_to_save(step, state, facts)) if text]
+            if not complaints:
                 return True
-            except CheckpointError as error:
-                self.logger.complain(f"NOT SAVED, training goes on: {error}")
+            self.logger.complain(f"NOT SAVED, training goes on: {complaints[0]}")
         return False
+
+    def _try_to_save(self, step: int, state: TrainState, facts: dict) -> str:
+        """Returns what went wrong in this process."""
+        try:
+            if self.checkpoints.latest() != step:
+                self.checkpoints.save(step, state, facts)
+            return ""
+        except CheckpointError as error:
+            return str(error)
 
     @property
     def model_folder(self) -> Path:
@@ -91,10 +104,11 @@ class Run:
             save_adapters(model, self.config.lora, self.folder / "adapter", base=self.config.model)
             merge_adapters(model, self.config.lora)
         save_model(model, self.model_folder, like=self.config.model)
+        any_process(False)  # the others wait for the one that writes
 
     def finished(self) -> bool:
         """Whether the run has ended and its model is written."""
-        return (self.model_folder / "config.json").exists()
+        return on_main(lambda: (self.model_folder / "config.json").exists())
 
     def close(self) -> None:
         """Waits for the save in flight and closes the metrics."""
@@ -104,8 +118,9 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:  # a process that fails alone would wait for the others in vain
+            self.close()
 
 
 class Trainer(Protocol):
@@ -141,21 +156,20 @@ def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> b
     """
     state, done = run.restore(trainer.learner.initial_state(), trainer)
     saved, facts = done, _facts(trainer)
+    agree((done, facts), "checkpoints or data", "All of them have to see the same folders")
     try:
-        with trainer.stop:
-            while done < trainer.total and not trainer.stop.requested:
+        with trainer.stop, one_fate(), contextlib.suppress(Stopped):
+            while done < trainer.total and not trainer.stop.requested():
                 with jax.set_mesh(trainer.mesh):  # without it no activation would be kept on the batch axes
                     state, metrics = trainer.step(state, done)
                     evaluated = trainer.evaluate(state, done + 1)
                 # Taken here: an interrupted unit has drawn prompts that a second start has to draw again.
                 done, facts = done + 1, _facts(trainer, evaluated)
                 run.logger.log(done, {**metrics, **evaluated})
-                if progress is not None:
+                if progress is not None and is_main():
                     progress(done, trainer.total, metrics)
                 if done % run.config.save_every == 0 or done == trainer.total or evaluated:
                     saved = done if run.save(done, state, facts) else saved
-    except Stopped:
-        pass
     finally:
         trainer.stream.close()
         if done > saved and not _donated(state):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from videoauto_jax.data.manifest import usable_samples
 from videoauto_jax.data.stream import PromptStream
-from videoauto_jax.distributed import refuse_processes
+from videoauto_jax.fate import one_fate
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import make_mesh, place_rows
 from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles, with_targets
@@ -57,6 +57,7 @@ class SFTTrainer:
         return {}
 
 
+@one_fate()
 def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | None = None, lines: bool = True) -> bool:
     """Runs a recipe, or takes it up where it stopped; writes `output/model`.
 
@@ -71,7 +72,6 @@ def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | No
     Returns:
         Whether the run has ended; False if SIGTERM stopped it.
     """
-    refuse_processes("training")
     mesh = make_mesh(config.mesh)
     processor = config.data.processor(config.model)
     bundles = make_bundles(with_targets(usable_samples(config.data, processor), config.target), config.questions)

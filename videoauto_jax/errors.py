@@ -1,5 +1,16 @@
 """Errors a user can act on: what happened, where, and what to do about it."""
 
+import errno
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some space and run the same command again",
+    errno.EDQUOT: "Free some space and run the same command again",
+    errno.EACCES: "Change its permissions or name another place",
+    errno.EPERM: "Change its permissions or name another place",
+    errno.EROFS: "Name a place that can be written",
+    errno.ENOENT: "Check the path",
+}
+
 
 class VideoAutoError(Exception):
     """A failure with one clear line: `what`, then ` (where)`, then `: fix`. Verbs print it without a traceback.
@@ -56,3 +67,19 @@ class TrainingError(VideoAutoError):
 
 class BackendError(VideoAutoError):
     """A named attention backend that does not exist or cannot serve the call."""
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit status and the one line that an error ends with."""
+    if isinstance(error, VideoAutoError):
+        return error.exit_status, _one_line(error)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        place = f" ({error.filename})" if error.filename else ""
+        what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
+        return 1, f"{what}{place}. {_REMEDIES[error.errno]}"
+    what = f"{type(error).__name__}: {_one_line(error)}".rstrip(" .:")
+    return 1, f"{what if len(what) <= 300 else f'{what[:297]}...'}. Run with --debug for the traceback"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

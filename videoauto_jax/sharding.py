@@ -61,14 +61,18 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def place_rows(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
-    """Host arrays onto the mesh, split along `axis` where the batch axes divide it, whole otherwise."""
+    """Host arrays onto the mesh, split along `axis` where the batch axes divide it, whole otherwise.
+
+    In a job of several processes each brings the same arrays and places the parts of its own devices.
+    """
 
     def put(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
         axes = [None] * array.ndim
         if array.ndim > axis and array.shape[axis] % batch_shards(mesh) == 0:
             axes[axis] = BATCH_AXES
-        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+        where = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
     return jax.tree.map(put, tree)
 

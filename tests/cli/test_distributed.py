@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from videoauto_jax.distributed import spans_processes
+from videoauto_jax.distributed import gpus_of_node, spans_processes
 
 STEP = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}
 
@@ -31,16 +31,43 @@ def test_environments(environment, several):
     assert spans_processes(environment) is several
 
 
-def test_two_processes_join():
+@pytest.mark.parametrize(
+    ("environment", "gpus"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_GPUS_ON_NODE": "8"}, list(range(8))),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1", "CUDA_VISIBLE_DEVICES": "4,5"}, [0, 1]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "SLURM_GPUS_ON_NODE": "8"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_GPUS_ON_NODE": "8", "JAX_LOCAL_DEVICE_IDS": "0"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
+    ],
+)
+def test_a_task_alone_on_its_node_drives_all_gpus(environment, gpus):
+    assert gpus_of_node(environment) == gpus
+
+
+def test_two_processes_join_and_agree():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     code = """
 import jax
-from videoauto_jax.distributed import initialize, is_main
+from videoauto_jax import distributed
+from videoauto_jax.distributed import agree, any_process, exchange, initialize, is_main, join, on_main, share, together
+
 initialize()
 initialize()
+me, distributed.PIECE_BYTES = jax.process_index(), 64
 print(jax.process_count(), jax.device_count(), is_main())
+print(exchange("xy"[me] * (100 + 50 * me)) == ["x" * 100, "y" * 150], exchange(me) == [0, 1])
+print(any_process(me == 1), any_process(False))
+print(on_main(lambda: me), join(together(lambda: [2 * n for n in share(range(5))])))
+agree("same", "recipes", "-")
+for failing in (lambda: agree(me, "recipes", "Use one"), lambda: together(lambda: 1 / me)):
+    try:
+        failing()
+    except Exception as error:
+        print(type(error).__name__, error)
 """
     environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -50,7 +77,14 @@ print(jax.process_count(), jax.device_count(), is_main())
         )
         for n in "01"
     ]
-    assert [process.communicate(timeout=90)[0].split() for process in processes] == [
-        ["2", "4", "True"],
-        ["2", "4", "False"],
+    texts = [process.communicate(timeout=90)[0].splitlines() for process in processes]
+    (joined, *agreed), others = ([line for line in text if not line.startswith("[Gloo]")] for text in texts)
+    assert joined == "2 4 True"
+    assert agreed == [
+        "True True",
+        "True False",
+        "0 [0, 2, 4, 6, 8]",
+        "UsageError recipes differ between the processes of this job. Use one",
+        "ZeroDivisionError division by zero",
     ]
+    assert others == ["2 4 False", *agreed]

@@ -249,3 +249,11 @@ def test_parts_together_are_the_whole(config, script, tmp_path):
     assert Path(config.output, "samples.jsonl").read_bytes() == whole
     with pytest.raises(ConfigError, match="i from 0 to n - 1"):
         dataclasses.replace(config, part=(2, 2))
+
+
+def test_processes_of_a_job_need_parts(config, script, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UsageError, match="whole evaluation.*for example part="):
+        evaluate(config)
+    assert not Path(config.output).exists() and evaluate(dataclasses.replace(config, part=(0, 1)))["n"] == COUNT

@@ -188,15 +188,6 @@ def test_groups_are_what_was_asked_for(tiny_folder, data, tmp_path, monkeypatch)
     assert record["round"] == 1 and len(record["branches"]) == 2
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_several_processes_are_refused(kind, tiny_folder, data, tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(UsageError, match="several processes is not ready.*srun --ntasks=1"):
-        TRAIN[kind](recipe(kind, tiny_folder, data, tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
     config = recipe("grpo", tiny_folder, data, tmp_path / "run")
     for changes, message in (

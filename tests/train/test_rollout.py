@@ -15,7 +15,7 @@ from videoauto_jax.train.flops import group_forward_flops
 from videoauto_jax.train.journal import check_finite, warn_about_equal_rewards
 from videoauto_jax.train.loop import Clock, GRPOTrainer, warn_about_rows
 from videoauto_jax.train.recipe import GRPOConfig, RewardConfig
-from videoauto_jax.train.rollout import Graded, counted_branches, grade_groups, overlong_penalty
+from videoauto_jax.train.rollout import Graded, counted_branches, grade_groups, overlong_penalty, score_share
 from videoauto_jax.train.rollout_metrics import answer_table, confidence_metrics, rollout_metrics
 from videoauto_jax.train.step import NONFINITE_STREAK, GroupSignals
 
@@ -59,7 +59,8 @@ def test_rewards_of_the_three_forms():
         for form, totals in expected.items():
             weights = (0.9, 1.1, 1.0) if form == "answer_twice" else (1.0, 0.0, 1.0)
             rule = config(reward=RewardConfig(form=form, weights=weights))
-            (group,) = grade_groups(pool, [item(0)], [[answer(text) for text in texts]], rule)
+            groups = [item(0)], [[answer(text) for text in texts]], rule
+            (group,) = grade_groups([score_share(pool, *groups)], *groups)
             for found, total in zip(group.totals, totals):
                 assert total is None or found == pytest.approx(total), form
 

@@ -6,7 +6,6 @@ without a key, `POSITIONAL` (the keys they fill, in order). A verb with verbs of
 """
 
 import ast
-import errno
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from rich.text import Text
 
 from videoauto_jax.cli.usage import show_overview, show_verb
 from videoauto_jax.config import load_config
-from videoauto_jax.errors import UsageError, VideoAutoError
+from videoauto_jax.errors import UsageError, explain
 
 VERBS = {
     "quickstart": "videoauto_jax.cli.quickstart.verb",
@@ -36,14 +35,6 @@ VERBS = {
 }
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", re.ASCII)
-_REMEDIES = {
-    errno.ENOSPC: "Free some space and run the same command again",
-    errno.EDQUOT: "Free some space and run the same command again",
-    errno.EACCES: "Change its permissions or name another place",
-    errno.EPERM: "Change its permissions or name another place",
-    errno.EROFS: "Name a place that can be written",
-    errno.ENOENT: "Check the path",
-}
 
 
 @dataclass
@@ -83,18 +74,6 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, str] = VERB
         console.print(Text(f"error: {line}", style="red"), soft_wrap=True)
         return status
     return 0
-
-
-def explain(error: Exception) -> tuple[int, str]:
-    """The exit status and the one line that an error ends with."""
-    if isinstance(error, VideoAutoError):
-        return error.exit_status, _one_line(error)
-    if isinstance(error, OSError) and error.errno in _REMEDIES:
-        place = f" ({error.filename})" if error.filename else ""
-        what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
-        return 1, f"{what}{place}. {_REMEDIES[error.errno]}"
-    what = f"{type(error).__name__}: {_one_line(error)}".rstrip(" .:")
-    return 1, f"{what if len(what) <= 300 else f'{what[:297]}...'}. Run with --debug for the traceback"
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -167,10 +146,6 @@ def summary(module: str) -> str:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "HELP":
             return ast.literal_eval(node.value)
     return ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from rich import print as show
 from rich.markup import escape
 
 from videoauto_jax.cli.progress import progress_bar
+from videoauto_jax.distributed import is_main
 from videoauto_jax.train.recipe import SFTConfig
 from videoauto_jax.train.sft import train_sft
 
@@ -15,7 +16,9 @@ def run(config: SFTConfig, *, force: bool) -> None:
     """Trains; the model is in `output/model` afterwards."""
     with progress_bar("sft") as progress:
         ended = train_sft(config, force=force, progress=progress)
+    if not is_main():
+        return
     if ended:
         show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
     else:
-        show("stopped by SIGTERM, everything is saved; the same command goes on")
+        show("told to stop, everything is saved; the same command goes on")

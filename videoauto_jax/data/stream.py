@@ -7,12 +7,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.draws import Draw, Draws, Encoder
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.order import Plan
 from videoauto_jax.data.skips import SkipLog
 from videoauto_jax.data.workers import Pool, is_crash
+from videoauto_jax.distributed import together
 from videoauto_jax.errors import CheckpointError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ class StreamConfig:
     """How prompts are drawn.
 
     Attributes:
-        batch_size: prompts of one batch over all hosts.
+        batch_size: prompts of one batch.
         seed: of the order. The order is upstream's: a permutation per epoch, cut into batches, the rest left out.
         shuffle: False reads the samples as they are listed.
         epochs: passes over the data; None never ends.
@@ -46,24 +49,26 @@ class StreamConfig:
 
 
 class PromptStream:
-    """Iterates over batches: lists of (index into `samples`, sample, encoded prompt), this host's part of each.
+    """Iterates over batches: lists of (index into `samples`, sample, encoded prompt).
+
+    In a job of several processes each decodes and encodes its part of a batch; then they exchange the parts, so that
+    all return the whole batch.
 
     A sample that cannot be encoded (missing or damaged media, a prompt too long, a decoder that kills its process) is
     skipped, counted and written to `skip_log`; a uniformly drawn sample that depends on seed, epoch and position only
     stands in for it. So every batch has its full size, and whatever follows is what it would have been.
 
     What `next` returns is a function of (samples, config without workers and prefetch, position): neither the number
-    of workers nor an interruption changes it. `state` is one position for all hosts and any number of workers.
+    of workers or processes nor an interruption changes it. `state` is one position, whatever their numbers.
 
     Args:
-        samples: all of them, on every host.
+        samples: all of them, in every process.
         encoder: a picklable object with `encode(messages) -> Encoded`; sent once to every worker.
-        process_index, process_count: this host and their number.
-        skip_log: JSON-lines file for skipped samples; with several hosts each adds its index to the name.
+        skip_log: JSON-lines file for skipped samples; the main process writes it.
 
     Raises:
-        ConfigError: no samples for one batch, or a batch that does not divide by the hosts.
-        DataError: while iterating, 16 samples in a row that cannot be encoded.
+        ConfigError: no samples for one batch, or a batch that does not divide by the processes.
+        DataError: while iterating, in all processes, 16 samples in a row that cannot be encoded.
     """
 
     def __init__(
@@ -72,15 +77,14 @@ class PromptStream:
         encoder: Encoder,
         config: StreamConfig,
         *,
-        process_index: int = 0,
-        process_count: int = 1,
         skip_log: str | Path | None = None,
     ):
-        _check(len(samples), config, process_count)
+        index, count = jax.process_index(), jax.process_count()
+        _check(len(samples), config, count)
         self.samples, self.config, self.skipped = samples, config, 0
         self._encoder = encoder
-        self._plan = Plan(len(samples), config.batch_size, config.seed, config.shuffle, process_index, process_count)
-        self._skips = SkipLog(_host_file(skip_log, process_index, process_count))
+        self._plan = Plan(len(samples), config.batch_size, config.seed, config.shuffle, index, count)
+        self._skips = SkipLog(skip_log if index == 0 else None)
         self._position = 0
         self._deaths: dict[int, int] = {}
         self._pool: Pool | None = None
@@ -96,24 +100,25 @@ class PromptStream:
         if self._position >= self._end:
             self.close()
             raise StopIteration
-        first = self._position
-        draws = [self._draw(first + slot) for slot in range(self._plan.local_batch)]
-        for slot, draw in enumerate(draws):
-            self._report(first + slot, draw)
-        self._position = first + len(draws)
-        return [(draw.index, self.samples[draw.index], draw.encoded) for draw in draws]
+        first, count = self._position, self._plan.local_batch
+        parts = together(lambda: [self._draw(first + slot) for slot in range(count)])
+        for process, part in enumerate(parts):
+            for slot, draw in enumerate(part):
+                self._report(dataclasses.replace(self._plan, process_index=process).locate(first + slot), draw)
+        self._position = first + count
+        return [(draw.index, self.samples[draw.index], draw.encoded) for part in parts for draw in part]
 
     def state(self) -> dict[str, int | str]:
-        """Where the stream stands, for a checkpoint: JSON values, equal on all hosts.
+        """Where the stream stands, for a checkpoint: JSON values, equal in all processes.
 
-        `next_index` counts the prompts of the current epoch, over all hosts, that have been returned.
+        `next_index` counts the prompts of the current epoch that have been returned.
         """
         epoch, batch = divmod(self._position // self._plan.local_batch, len(self))
         next_index = batch * self.config.batch_size
         return {"epoch": epoch, "next_index": next_index, "seed": self.config.seed, "samples": self._digest}
 
     def restore(self, state: dict[str, int | str]) -> None:
-        """Continues from a `state`, whatever the number of workers and hosts it was taken with.
+        """Continues from a `state`, whatever the number of workers and processes it was taken with.
 
         Raises:
             CheckpointError: a state of other samples, another seed, or a batch size that does not lead to this point.
@@ -185,13 +190,13 @@ class PromptStream:
         fix = "Look for the cause in the log above, or try workers=0."
         raise DataError("data workers keep dying", where=sample.id, fix=fix)
 
-    def _report(self, position: int, draw: Draw) -> None:
-        epoch, place = self._plan.locate(position)
+    def _report(self, place: tuple[int, int], draw: Draw) -> None:
+        epoch, position = place
         for index, reason in draw.passed_over:
             sample = self.samples[index]
             self.skipped += 1
             log.warning("skipped %s (%s): %s", sample.id, sample.media, reason)
-            event = {"epoch": epoch, "position": place, "id": sample.id, "media": sample.media, "reason": reason}
+            event = {"epoch": epoch, "position": position, "id": sample.id, "media": sample.media, "reason": reason}
             self._skips.add(event | {"substitute": self.samples[draw.index].id})
 
     def _check_state(self, state: dict[str, int | str]) -> None:
@@ -209,16 +214,10 @@ class PromptStream:
 
 def _check(samples: int, config: StreamConfig, process_count: int) -> None:
     if config.batch_size < 1 or config.batch_size % process_count:
-        fix = f"Choose a positive multiple of the {process_count} hosts."
-        raise ConfigError(f"batch_size={config.batch_size} prompts do not divide over the hosts", fix=fix)
+        fix = f"Choose a positive multiple of the {process_count} processes."
+        raise ConfigError(f"a batch of {config.batch_size} prompts does not divide over the processes", fix=fix)
     if config.workers < 0 or config.prefetch < 0:
         raise ConfigError(f"workers={config.workers} and prefetch={config.prefetch} must not be negative")
     if samples < config.batch_size:
         fix = "Lower batch_size or add data."
         raise ConfigError(f"{samples} samples do not fill one batch of {config.batch_size} prompts", fix=fix)
-
-
-def _host_file(path: str | Path | None, process_index: int, process_count: int) -> Path | None:
-    if path is None or process_count == 1:
-        return Path(path) if path is not None else None
-    return Path(path).with_stem(f"{Path(path).stem}-{process_index}")

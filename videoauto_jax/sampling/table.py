@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 from videoauto_jax.data.collate import bucket
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
+from videoauto_jax.models.placing import fetch
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol.automaton import Automaton
 from videoauto_jax.sampling import cache, engine
@@ -148,13 +149,13 @@ class Table:
 
     def progress(self) -> tuple[Int[np.ndarray, "B G"], Int[np.ndarray, "B G"]]:
         """Waits for the device; why each branch has ended, or that it runs, and its length."""
-        return jax.device_get((self._state.branches.finish, self._state.branches.length))
+        return fetch((self._state.branches.finish, self._state.branches.length))
 
     def take(self, slots: Sequence[int]) -> list[engine.Branches]:
         """What the branches of some slots have written, on the host: arrays `[G, …]` for each slot."""
         index = np.zeros(self.slots, np.int32)
         index[: len(slots)] = slots
-        taken = jax.device_get(engine.pick(self._state.branches, index))
+        taken = fetch(engine.pick(self._state.branches, index))
         return [jax.tree.map(lambda x, row=row: x[row], taken) for row in range(len(slots))]
 
     def stop(self, writing: Writing, which: Bool[np.ndarray, "B G"]) -> None:
