@@ -188,7 +188,13 @@ _admit_whole = jax.jit(partial(_admit, whole=True), donate_argnums=(0, 1))
 _admit_some = jax.jit(partial(_admit, whole=False), donate_argnums=0)
 
 
-@partial(jax.jit, static_argnames="reach", donate_argnames="slots")
+WEIGHTS_STAY = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
+"""On GPUs, XLA's own products copy a layer's weights out of the stack before they read them, and products of the same
+rows are joined by copying their weights together: a step would move three times the bytes it has to. cuBLAS reads
+weights where they are."""
+
+
+@partial(jax.jit, static_argnames="reach", donate_argnames="slots", compiler_options=WEIGHTS_STAY)
 def decode(
     model: QwenVL,
     slots: Slots,

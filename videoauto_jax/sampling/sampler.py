@@ -123,28 +123,11 @@ class Sampler:
             usage=self.usage,
             watch=Watch(self.processor.decode, config.stop, on_text) if config.stop or on_text else None,
         )
-        model = self._model
-        for finished in schedule.run(Writing(model, self.automaton, self._settings())):
+        model, how = self._model, settings(config, self.processor.eos_token_ids)
+        for finished in schedule.run(Writing(model, self.automaton, how)):
             yield finished.position, self._answers(finished, branches)
         if config.reuse_prefixes and self._model is model:
             self._idle = sizes, table
-
-    def _settings(self) -> engine.Settings:
-        config = self.config
-        sampling = Sampling(
-            temperature=jnp.float32(config.temperature),
-            top_k=jnp.int32(config.top_k),
-            top_p=jnp.float32(config.top_p),
-            min_p=jnp.float32(config.min_p),
-            repetition_penalty=jnp.float32(config.repetition_penalty),
-            forced=jnp.bool_(config.forced_format),
-        )
-        return engine.Settings(
-            sampling=sampling,
-            threshold=jnp.float32(config.exit_threshold),
-            max_new_tokens=jnp.int32(config.max_new_tokens),
-            stop_ids=jnp.array(sorted(self.processor.eos_token_ids), jnp.int32),
-        )
 
     def _answers(self, finished: Finished, branches: int) -> list[Answer]:
         written = finished.branches
@@ -169,6 +152,24 @@ class Sampler:
             first or count,
             seconds,
         )
+
+
+def settings(config: SamplingConfig, stop_ids: Sequence[int]) -> engine.Settings:
+    """What of a configuration the compiled programs are told; tokens of `stop_ids` end a branch."""
+    sampling = Sampling(
+        temperature=jnp.float32(config.temperature),
+        top_k=jnp.int32(config.top_k),
+        top_p=jnp.float32(config.top_p),
+        min_p=jnp.float32(config.min_p),
+        repetition_penalty=jnp.float32(config.repetition_penalty),
+        forced=jnp.bool_(config.forced_format),
+    )
+    return engine.Settings(
+        sampling=sampling,
+        threshold=jnp.float32(config.exit_threshold),
+        max_new_tokens=jnp.int32(config.max_new_tokens),
+        stop_ids=jnp.array(sorted(stop_ids), jnp.int32),
+    )
 
 
 def _in_order(stream: Iterator[tuple[int, list[Answer]]]) -> list[list[Answer]]:
