@@ -19,7 +19,7 @@ from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.sampler import settings
 
-TARGETS = ("h100", "v5p:2x2x1", "v6e:2x2")
+TARGETS = ("h100", "v6e:2x2")
 
 
 @dataclasses.dataclass(frozen=True)

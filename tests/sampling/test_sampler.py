@@ -89,7 +89,7 @@ def is_prefix_up_to_the_box(answer, whole):
 
 
 def test_forced_format_writes_nothing_else(tiny_model, tiny_processor):
-    """A model that knows nothing: random letters, but in their places."""
+    """A model that knows nothing: random letters, but in their places, and complete when there is no more room."""
     config = SamplingConfig(mode="second", max_new_tokens=64, temperature=1.0, prompts=1, forced_format=True, seed=1)
     sampler = Sampler(tiny_model, tiny_processor, config)
     (group,) = sampler.rollout([chat("Hi")], branches=16)
@@ -99,8 +99,7 @@ def test_forced_format_writes_nothing_else(tiny_model, tiny_processor):
     state = lambda answer: automaton.valid[replay(automaton, answer.token_ids)[-1][1]]  # noqa: E731
     assert all(map(state, group)) and not any(map(state, unforced))
     for answer in group:
-        assert answer.text.strip().startswith("\\boxed{"[: len(answer.text.strip())])
-        assert answer.finish_reason == "length" or is_well_formed(answer.text)
+        assert is_well_formed(answer.text)
         assert (answer.sampling_logprobs >= answer.logprobs - 1e-5).all()
 
 

@@ -264,7 +264,8 @@ def _begin(
 def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automaton, settings: Settings) -> Branches:
     """Draws a token for every running branch, records it, and decides which branches end."""
     active = branches.finish == RUNNING
-    allowed = lambda: gates.allowed_tokens(automaton, branches.gate)  # noqa: E731
+    room = settings.max_new_tokens - branches.length
+    allowed = lambda: gates.allowed_tokens(automaton, branches.gate, room)  # noqa: E731
     drawn = draw(logits, branches.seen, allowed, branches.keys, branches.length, settings.sampling)
     gate = gates.advance(automaton, branches.gate, drawn.token, drawn.penalised_log_prob, active)
     length = branches.length + active
