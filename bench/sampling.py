@@ -13,6 +13,7 @@ time that reading weights and cache takes at the memory's speed, and tokens per 
 import argparse
 import copy
 import dataclasses
+import heapq
 import json
 import os
 import platform
@@ -166,12 +167,32 @@ def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> di
     }
 
 
+def groups(folder: Path, prompts: int, slots: int, branches: int, length: int, tokens: int) -> dict:
+    """The useful share where a group holds its slot until its last branch ends, and what it would be if each branch's
+    place were taken as soon as it ends; responses as long as those of `gate`."""
+    processor = load_processor(folder)
+    model = lean(load_model(folder, dtype="float32"), processor)
+    config = SamplingConfig(mode="record", max_new_tokens=tokens, temperature=1.0, forced_format=True, prompts=slots)
+    sampler, rng = Sampler(model, processor, config), np.random.default_rng(0)
+    written = sampler.generate([prompt(rng, length, 256) for _ in range(prompts)], branches)
+    counts = [len(answer.token_ids) for group in written for answer in group]
+    ends = [0] * (slots * branches)
+    for count in counts:
+        heapq.heapreplace(ends, ends[0] + count - 1)  # the first token needs no step
+    return {
+        "what": f"{prompts} prompts of {length} tokens x {branches} branches through {slots} slots",
+        "tokens": lengths(counts),
+        "useful_share": sampler.usage.useful / sampler.usage.slots,
+        "useful_share_one_by_one": sum(count - 1 for count in counts) / (len(ends) * max(ends)),
+    }
+
+
 def lengths(counts: list[int]) -> dict:
     return {"sum": int(np.sum(counts)), "median": float(np.median(counts)), "most": int(np.max(counts))}
 
 
 def eight_bits(folder: Path, prompts: int, length: int, tokens: int) -> dict:
-    """Log-probabilities of the same tokens with prompts in 8 bits, and in bfloat16 for comparison."""
+    """Log-probabilities of the same tokens with caches in 8 bits, and in bfloat16 for comparison."""
     exact, processor = load_model(folder, dtype="float32"), endless(load_processor(folder))
     rng = np.random.default_rng(0)
     batch = [prompt(rng, length, 256) for _ in range(prompts)]
@@ -250,6 +271,7 @@ def on_cpu(folder: Path) -> dict:
         "machine": f"{cores} cores, {versions}",
         "eight_bits": eight_bits(folder, 8, 512, 32),
         "gate": gate(folder, 192, 16, 128, 256),
+        "groups": groups(folder, 48, 4, 16, 128, 256),
         "transformers": against_transformers(folder, 8, 16, 512, 32),
     }
 

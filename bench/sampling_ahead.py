@@ -99,9 +99,10 @@ def programs(config: QwenVLConfig, automaton: Automaton, work: Work) -> dict[str
     if t < p:
         found["prefill, next"] = cache.prefill, (model, prompts, *first[2:]), static
     sizes = {"slots": b, "branches": work.branches, "tokens": work.tokens, "vocabulary": config.text.vocab_size}
-    slots = jax.eval_shape(partial(engine.empty, **sizes, dtype=jnp.dtype("bfloat16")), prompts)
+    slots = jax.eval_shape(partial(engine.empty, **sizes), prompts)
     keys = jax.ShapeDtypeStruct((b, work.branches), jnp.uint32)
-    found["admit"] = engine._admit_whole, (slots, prompts, logits, integer(b), integer(b, p), keys, automaton, how), {}
+    admitted = prompts, logits, integer(b), integer(b, p), keys, integer(b), automaton, how
+    found["admit"] = engine._admit_whole, (slots, *admitted), {}
     step = model, slots, automaton, how, integer(), integer()
     found["decode"] = engine.decode, step, {"reach": work.reach or work.tokens}
     return found

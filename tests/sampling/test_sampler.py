@@ -88,6 +88,24 @@ def is_prefix_up_to_the_box(answer, whole):
     assert answer.confidence == whole.confidence and "}" in answer.text[-2:]
 
 
+def test_a_response_may_begin_in_the_prompt(scripted):
+    """As upstream's `mvp_` tasks ask: the first answer is what follows, its letter alone is measured."""
+    begun = "\\boxed{Answer:"
+    said = [(" A", 0.9), ("}<think>It is red.</think>\\boxed{B}" + END, 0.999)]
+    sampler = scripted({(SURE, begun): said}, **SETTINGS, mode="auto", threshold=0.95)
+    messages = [*chat(SURE), {"role": "assistant", "content": begun}]
+    (answer,) = sampler([messages])
+    assert answer.text == begun + " A}<think>It is red.</think>\\boxed{B}" and answer.confidence == pytest.approx(0.9)
+    assert (answer.first_answer, answer.answer) == ("Answer: A", "B")
+    sampler.config = dataclasses.replace(sampler.config, threshold=0.85)
+    (early,) = sampler([messages])
+    assert early.exited and early.answer == "Answer: A" and is_prefix(early.token_ids, answer.token_ids)
+
+
+def is_prefix(short, long):
+    return len(short) < len(long) and (short == long[: len(short)]).all()
+
+
 def test_forced_format_writes_nothing_else(tiny_model, tiny_processor):
     """A model that knows nothing: random letters, but in their places, and complete when there is no more room."""
     config = SamplingConfig(mode="second", max_new_tokens=64, temperature=1.0, prompts=1, forced_format=True, seed=1)
@@ -303,7 +321,7 @@ def test_another_question_about_a_video_computes_the_question_only(tiny_model, t
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("int8", 0.05), ("float8_e4m3fn", 0.2)])
-def test_prompts_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, prompts):
+def test_caches_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, prompts):
     """In pieces, so that keys of 8 bits are read in prefill too. What is off is measured on the same tokens."""
     config = SamplingConfig(mode="second", max_new_tokens=12, prompts=3, prefill_tokens=64)
     plain = Sampler(tiny_model, tiny_processor, config)(prompts)

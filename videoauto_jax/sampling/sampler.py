@@ -10,6 +10,7 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol.automaton import compile_automaton
+from videoauto_jax.protocol.grammar import begun_response
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, make_answer, refusal
 from videoauto_jax.sampling.config import SamplingConfig
@@ -133,9 +134,10 @@ class Sampler:
         written = finished.branches
         if written is None:
             return [refusal(finished.reason)] * branches
-        return [self._answer(written, g, finished.seconds) for g in range(branches)]
+        begun = begun_response(finished.prompt)
+        return [self._answer(begun, written, g, finished.seconds) for g in range(branches)]
 
-    def _answer(self, branches: engine.Branches, g: int, seconds: float) -> Answer:
+    def _answer(self, begun: str, branches: engine.Branches, g: int, seconds: float) -> Answer:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
         text, count = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
@@ -143,7 +145,7 @@ class Sampler:
             finish = engine.STOPPED
             first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(
-            text,
+            begun + text,
             branches.tokens[g, :count],
             branches.log_probs[g, :count],
             branches.sampling_log_probs[g, :count],
