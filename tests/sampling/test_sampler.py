@@ -229,6 +229,12 @@ def test_more_prompts_than_fit_come_back_in_order(sampler):
     assert [answer.first_answer for answer in found] == ["C", "A", "", "A", FALLBACK, "C"]
 
 
+def test_a_branch_that_runs_is_left_alone_when_most_slots_are_filled_anew(sampler):
+    order = [WRONG, WRONG, WRONG, SURE, UNSURE, UNSURE, UNSURE]
+    found = sampler([chat(prompt) for prompt in order])
+    assert [answer.first_answer for answer in found] == ["", "", "", "A", "C", "C", "C"]
+
+
 def test_text_is_told_as_it_is_written(sampler, tiny_processor):
     prompts = [tiny_processor.encode(chat(prompt)) for prompt in SCRIPTS]
     for changes in ({"mode": "auto"}, {"mode": "second", "stop": ("blue", "x\\b", "think>\\")}):

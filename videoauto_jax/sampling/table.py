@@ -111,7 +111,7 @@ class Table:
 
         Args:
             writing: how.
-            entries: in the order of `collated`, if that is given.
+            entries: in the order of `collated`, if that is given. Their slots are no longer `free`.
             collated: the prompts of all slots; what they might share with earlier ones is not looked for.
         """
         with writing.in_use():
@@ -128,7 +128,8 @@ class Table:
                 if begun_response(entry.prompt.text):
                     start[row] = writing.automaton.start_inside
                 token_ids[row, : len(entry.prompt.token_ids)] = entry.prompt.token_ids
-            whole = rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
+            alone = len(entries) + len(self.free) == self.slots
+            whole = alone and rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
             arguments = prompts, logits, index, token_ids, keys, start, writing.automaton, writing.settings
             self._state = engine.admit(self._state, *arguments, whole=whole)
         if whole:
