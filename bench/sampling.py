@@ -2,7 +2,7 @@
 
     python bench/sampling.py                                          a tiny model on this machine, with transformers
     python bench/sampling.py --model qwen3-vl-8b-instruct              one GPU: random weights in full size, bfloat16
-    python bench/sampling.py --aot [--model qwen3-vl-8b-instruct]      compiles its programs for an H100 and for TPUs
+    python bench/sampling.py --aot [--target v6e:2x2]                  compiles full-size programs for what is not here
 
 On this machine: tokens per second against transformers' `generate` for 16 continuations of each of 8 prompts of 512
 tokens; what `auto` saves in time against what it saves in tokens; the share of decoding steps that are useful when
@@ -248,14 +248,14 @@ def step_bytes(model: QwenVL, length: int, branches: int, own: int) -> int:
     return weights + of_token * (length + branches * own)
 
 
-def compile_ahead(folder: Path, names: Sequence[str]) -> dict:
+def compile_ahead(folder: Path, names: Sequence[str], target: str) -> dict:
     """What the sampler's programs need in full size; the automaton is that of a small tokenizer."""
     import sampling_ahead
 
     tokenizer = load_processor(folder).tokenizer
     models = {name: full_size(name) for name in names}
     automata = {name: compile_automaton(tokenizer, config.text.vocab_size) for name, config in models.items()}
-    return {"jax": jax.__version__, "records": sampling_ahead.compile_all(models, automata)}
+    return {target: {"jax": jax.__version__, "records": sampling_ahead.compile_all(models, automata, target)}}
 
 
 def full_size(name: str) -> QwenVLConfig:
@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of results")
     parser.add_argument("--model", help="a name in configs/models: full size on one GPU")
     parser.add_argument("--aot", action="store_true", help="compile only, for devices that are not here")
+    parser.add_argument("--target", default="h100", help="of --aot: h100, or a TPU topology such as v6e:2x2")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 65536], help="prompts of that, in tokens")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
     options = parser.parse_args()
@@ -291,7 +292,7 @@ def main() -> None:
         folder = Path(name)
         make_checkpoint(folder, [TEXT] * 200, 0, TinySpec())
         if options.aot:
-            result |= compile_ahead(folder, [options.model] if options.model else PUBLISHED)
+            result |= compile_ahead(folder, [options.model] if options.model else PUBLISHED, options.target)
         elif options.model:
             found = on_gpu(full_size(options.model), folder, options.lengths, options.bandwidth)
             result[options.model] = {"device": jax.devices()[0].device_kind, **found}

@@ -19,8 +19,6 @@ from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.sampler import settings
 
-TARGETS = ("h100", "v6e:2x2")
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -53,18 +51,17 @@ WORKS = (
 def compile_all(
     models: dict[str, QwenVLConfig],
     automata: dict[str, Automaton],
+    target: str,
     works: Sequence[Work] = WORKS,
-    targets: Sequence[str] = TARGETS,
     only: Sequence[str] = (),
 ) -> list[dict]:
-    """One record per model, work, program (those named in `only`, or all) and target: bytes per device, or why it does
-    not compile."""
-    records = []
-    for target, (name, config), work in itertools.product(targets, models.items(), works):
-        mesh = ahead.mesh(target, {"data": 1})
+    """One record per model, work and program (those named in `only`, or all): bytes per device, or why it does not
+    compile."""
+    records, mesh = [], ahead.mesh(target, {"data": 1})
+    for (name, config), work in itertools.product(models.items(), works):
         for program, (function, arguments, static) in programs(config, automata[name], work).items():
             if not only or program in only:
-                record = {"model": name, "work": work.name, "program": program, "target": target}
+                record = {"model": name, "work": work.name, "program": program}
                 records.append(record | attempt(mesh, function, arguments, static))
                 print(*records[-1].values(), flush=True)
     return records
