@@ -95,7 +95,8 @@ def test_a_response_may_begin_in_the_prompt(scripted):
     sampler = scripted({(SURE, begun): said}, **SETTINGS, mode="auto", threshold=0.95)
     messages = [*chat(SURE), {"role": "assistant", "content": begun}]
     (answer,) = sampler([messages])
-    assert answer.text == begun + " A}<think>It is red.</think>\\boxed{B}" and answer.confidence == pytest.approx(0.9)
+    assert answer.text == begun + " A}<think>It is red.</think>\\boxed{B}"
+    assert answer.confidence == pytest.approx(0.9, abs=1e-4)
     assert (answer.first_answer, answer.answer) == ("Answer: A", "B")
     sampler.config = dataclasses.replace(sampler.config, threshold=0.85)
     (early,) = sampler([messages])
