@@ -24,7 +24,7 @@ class Work:
     """What is sampled: `slots` prompts of `prompt` tokens with `branches` branches of `tokens` tokens each.
 
     Attributes:
-        piece: tokens of a prompt that go through the model at once; as many of them are visual.
+        piece: tokens of a prompt that go through the model at once.
         reach: see `engine.decode`.
         cache_dtype: of keys and values, None for the model's.
     """
