@@ -233,6 +233,7 @@ def test_more_prompts_than_fit_come_back_in_order(sampler):
 
 def test_a_branch_that_runs_is_left_alone_when_most_slots_are_filled_anew(sampler):
     order = [WRONG, WRONG, WRONG, SURE, UNSURE, UNSURE, UNSURE]
+    sampler.config = dataclasses.replace(sampler.config, mode="second", reuse_prefixes=False)  # three end at once
     found = sampler([chat(prompt) for prompt in order])
     assert [answer.first_answer for answer in found] == ["", "", "", "A", "C", "C", "C"]
 
