@@ -53,17 +53,22 @@ def mesh(target: str, axes: dict[str, int]) -> Mesh:
     return Mesh(np.array(found.devices[:count]).reshape(*axes.values()), tuple(axes))
 
 
-def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, ...] | None = None) -> dict:
+def compile_for(
+    place: Mesh, function, *arguments, specs: tuple[PartitionSpec, ...] | None = None, **static
+) -> dict:
     """Compiles `function` for a mesh and reports.
 
     Args:
         place: from `mesh`.
-        function: what to compile; traced as if it ran on the mesh's devices.
+        function: what to compile, jitted already if it donates or has static arguments; traced as if it ran on the
+            mesh's devices.
         arguments: pytrees of shapes and dtypes.
         specs: how each is split; whole on every device if left out.
+        static: static arguments.
 
     Returns:
-        `temporaries` in bytes per device, and `kernels`: name -> registers, spills and shared memory in bytes.
+        `memory`: bytes per device of arguments, of results that are not donated arguments, and of temporaries;
+        `temporaries` once more; and `kernels`: name -> registers, spills and shared memory in bytes.
     """
     specs = specs or (PartitionSpec(),) * len(arguments)
     put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(place, spec))  # noqa: E731
@@ -71,8 +76,14 @@ def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, .
     for old in DUMP.glob("*.*"):
         old.unlink()
     with jax.sharding.use_abstract_mesh(place.abstract_mesh), _quiet():
-        compiled = jax.jit(function).lower(*placed).compile()
-    return {"temporaries": compiled.memory_analysis().temp_size_in_bytes, "kernels": _mosaic_kernels()}
+        program = function if hasattr(function, "lower") else jax.jit(function)
+        found = program.lower(*placed, **static).compile().memory_analysis()
+    memory = {
+        "arguments": found.argument_size_in_bytes,
+        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+    }
+    return {"memory": memory, "temporaries": memory["temporaries"], "kernels": _mosaic_kernels()}
 
 
 def _mosaic_kernels() -> dict[str, dict[str, int]]:

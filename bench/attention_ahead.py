@@ -67,7 +67,7 @@ def triton_kernels(case: Case) -> dict[str, dict[str, int]]:
     q, cache, _, own, _ = case.shapes()
     plan, scale = triton_decode.plan(q, cache, own), "*fp32" if isinstance(cache, Quantized) else "*i32"
     kind = {"bfloat16": "*bf16", "float8_e4m3fn": "*fp8e4nv", "int8": "*i8"}[case.cache]
-    types = ["*bf16", kind, kind, scale, scale, "*bf16", "*bf16", "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32"]
+    types = ["*bf16", *[kind, kind, scale, scale] * 2, "*i32", "*i32", "*i32", "*i32", "*fp32", "*fp32"]
     options = triton_decode.SPLIT_OPTIONS
     return {
         "split": ahead.triton_kernel(triton_decode.split_kernel, types, plan.split_launch()[1], **options),

@@ -25,7 +25,7 @@ class Case:
         documents: lengths of the row's segments, repeated to its end; () is one document.
         causal: or full.
         backward: whether gradients are timed too.
-        cache: dtype of the prompt's cache.
+        cache: dtype of the prompt's cache and of the branches'.
         layers: of a decoding step, one after the other as the sampler runs them: one alone would be over before the
             next is launched, and would find its keys in the L2 cache.
     """
@@ -60,10 +60,10 @@ class Case:
             kv = array(self.length, self.kv_heads, self.size)
             return array(self.length, self.heads, self.size), kv, kv
         array = lambda *shape, dtype="bfloat16": jax.ShapeDtypeStruct((self.layers, 1, *shape), dtype)  # noqa: E731
-        cache = array(self.length, self.kv_heads, self.size, dtype=self.cache)
+        keys = [(self.length, self.kv_heads), (BRANCHES, SLOTS, self.kv_heads)]
+        cache, own = (array(*shape, self.size, dtype=self.cache) for shape in keys)
         if self.cache != "bfloat16":
-            cache = Quantized(cache, array(self.length, self.kv_heads, dtype="float32"))
-        own = array(BRANCHES, SLOTS, self.kv_heads, self.size)
+            cache, own = (Quantized(x, array(*shape, dtype="float32")) for x, shape in zip((cache, own), keys))
         return jax.ShapeDtypeStruct((1, BRANCHES, self.heads, self.size), "bfloat16"), cache, cache, own, own
 
     def function(self, backend: str):
@@ -106,7 +106,7 @@ class Case:
     def bytes(self) -> float:
         """Of keys and values that a decoding step must read."""
         width = 2 if self.cache == "bfloat16" else 1 + 4 / self.size
-        return 2.0 * self.layers * self.kv_heads * self.size * (self.length * width + 2 * BRANCHES * SLOTS)
+        return 2.0 * self.layers * self.kv_heads * self.size * (self.length + BRANCHES * SLOTS) * width
 
 
 def cases() -> list[Case]:

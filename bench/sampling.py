@@ -1,7 +1,8 @@
 """Speed of the sampler, as ratios measured in one run.
 
-    python bench/sampling.py [--out bench/results/sampling.json]       a tiny model on this machine, with transformers
+    python bench/sampling.py                                          a tiny model on this machine, with transformers
     python bench/sampling.py --model qwen3-vl-8b-instruct              one GPU: random weights in full size, bfloat16
+    python bench/sampling.py --aot [--target v6e:2x2]                  compiles full-size programs for what is not here
 
 On this machine: tokens per second against transformers' `generate` for 16 continuations of each of 8 prompts of 512
 tokens; what `auto` saves in time against what it saves in tokens; the share of decoding steps that are useful when
@@ -12,15 +13,20 @@ time that reading weights and cache takes at the memory's speed, and tokens per 
 import argparse
 import copy
 import dataclasses
+import heapq
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+if "--aot" in sys.argv:
+    import ahead  # noqa: F401  sets the environment that jax reads when it is imported
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +39,12 @@ from videoauto_jax.data.processor import Processor, load_processor
 from videoauto_jax.models.config import QwenVLConfig, parse_config
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
+from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = "\\boxed{A}<think>It looks like 3 red and 4 blue dots.</think>\\boxed{B} What colour is the lamp at second 5?"
+PUBLISHED = ("qwen2.5-vl-7b-instruct", "qwen3-vl-8b-instruct")
 ROUNDS = 3
 LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 2.0, "<|im_end|>": 6.0}
 """What is added to the logits of a random model, so that answers have a few tokens and thoughts some dozens."""
@@ -159,12 +167,32 @@ def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> di
     }
 
 
+def groups(folder: Path, prompts: int, slots: int, branches: int, length: int, tokens: int) -> dict:
+    """The useful share where a group holds its slot until its last branch ends, and what it would be if each branch's
+    place were taken as soon as it ends; responses as long as those of `gate`."""
+    processor = load_processor(folder)
+    model = lean(load_model(folder, dtype="float32"), processor)
+    config = SamplingConfig(mode="record", max_new_tokens=tokens, temperature=1.0, forced_format=True, prompts=slots)
+    sampler, rng = Sampler(model, processor, config), np.random.default_rng(0)
+    written = sampler.generate([prompt(rng, length, 256) for _ in range(prompts)], branches)
+    counts = [len(answer.token_ids) for group in written for answer in group]
+    ends = [0] * (slots * branches)
+    for count in counts:
+        heapq.heapreplace(ends, ends[0] + count - 1)  # the first token needs no step
+    return {
+        "what": f"{prompts} prompts of {length} tokens x {branches} branches through {slots} slots",
+        "tokens": lengths(counts),
+        "useful_share": sampler.usage.useful / sampler.usage.slots,
+        "useful_share_one_by_one": sum(count - 1 for count in counts) / (len(ends) * max(ends)),
+    }
+
+
 def lengths(counts: list[int]) -> dict:
     return {"sum": int(np.sum(counts)), "median": float(np.median(counts)), "most": int(np.max(counts))}
 
 
 def eight_bits(folder: Path, prompts: int, length: int, tokens: int) -> dict:
-    """Log-probabilities of the same tokens with prompts in 8 bits, and in bfloat16 for comparison."""
+    """Log-probabilities of the same tokens with caches in 8 bits, and in bfloat16 for comparison."""
     exact, processor = load_model(folder, dtype="float32"), endless(load_processor(folder))
     rng = np.random.default_rng(0)
     batch = [prompt(rng, length, 256) for _ in range(prompts)]
@@ -220,29 +248,57 @@ def step_bytes(model: QwenVL, length: int, branches: int, own: int) -> int:
     return weights + of_token * (length + branches * own)
 
 
+def compile_ahead(folder: Path, names: Sequence[str], target: str) -> dict:
+    """What the sampler's programs need in full size; the automaton is that of a small tokenizer."""
+    import sampling_ahead
+
+    tokenizer = load_processor(folder).tokenizer
+    models = {name: full_size(name) for name in names}
+    automata = {name: compile_automaton(tokenizer, config.text.vocab_size) for name, config in models.items()}
+    return {target: {"jax": jax.__version__, "records": sampling_ahead.compile_all(models, automata, target)}}
+
+
+def full_size(name: str) -> QwenVLConfig:
+    """A published model's facts."""
+    return parse_config(json.loads((ROOT / "configs" / "models" / f"{name}.json").read_text()))
+
+
+def on_cpu(folder: Path) -> dict:
+    """What a tiny model can tell."""
+    cores, versions = len(os.sched_getaffinity(0)), f"Python {platform.python_version()}, jax {jax.__version__}"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{cores} cores, {versions}",
+        "eight_bits": eight_bits(folder, 8, 512, 32),
+        "gate": gate(folder, 192, 16, 128, 256),
+        "groups": groups(folder, 48, 4, 16, 128, 256),
+        "transformers": against_transformers(folder, 8, 16, 512, 32),
+    }
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sampling.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of results")
     parser.add_argument("--model", help="a name in configs/models: full size on one GPU")
+    parser.add_argument("--aot", action="store_true", help="compile only, for devices that are not here")
+    parser.add_argument("--target", default="h100", help="of --aot: h100, or a TPU topology such as v6e:2x2")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 65536], help="prompts of that, in tokens")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
     options = parser.parse_args()
-    result = json.loads(options.out.read_text()) if options.out.exists() else {}
+    place = options.out / ("sampling_aot.json" if options.aot else "sampling.json")
+    result = json.loads(place.read_text()) if place.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, [TEXT] * 200, 0, TinySpec())
-        if options.model:
-            facts = json.loads((ROOT / "configs" / "models" / f"{options.model}.json").read_text())
-            found = on_gpu(parse_config(facts), folder, options.lengths, options.bandwidth)
+        if options.aot:
+            result |= compile_ahead(folder, [options.model] if options.model else PUBLISHED, options.target)
+        elif options.model:
+            found = on_gpu(full_size(options.model), folder, options.lengths, options.bandwidth)
             result[options.model] = {"device": jax.devices()[0].device_kind, **found}
         else:
-            cores, versions = len(os.sched_getaffinity(0)), f"Python {platform.python_version()}, jax {jax.__version__}"
-            result |= {"date": time.strftime("%Y-%m-%d"), "machine": f"{cores} cores, {versions}"}
-            result["eight_bits"] = eight_bits(folder, 8, 512, 32)
-            result["gate"] = gate(folder, 192, 16, 128, 256)
-            result["transformers"] = against_transformers(folder, 8, 16, 512, 32)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+            result |= on_cpu(folder)
+    place.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

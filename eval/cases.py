@@ -124,6 +124,8 @@ def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
     kept = {name: row[name] for name in (*chosen.keep, TASK) if name in row}
     tags = tuple(dict.fromkeys(groups.values()))
     messages = _with_image(sample, chosen.image(row), origin)
+    if chosen.boxed and chosen.begun:
+        messages = [*messages, {"role": "assistant", "content": chosen.begun}]
     return Case(dataclasses.replace(sample, messages=messages, tags=tags), chosen, kept)
 
 

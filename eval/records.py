@@ -91,7 +91,7 @@ def answer_text(text: str, which: str, profile: Profile) -> str:
 
 def question(sample: Sample) -> str:
     """The user's text, without its visuals."""
-    content = sample.messages[-1]["content"]
+    content = next(message["content"] for message in reversed(sample.messages) if message["role"] == "user")
     if isinstance(content, str):
         return content
     return "\n".join(part["text"] for part in content if part["type"] == "text")

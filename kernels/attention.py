@@ -29,7 +29,7 @@ class DecodeCache:
     Attributes:
         prompt_k, prompt_v: the shared prompt's, plain or quantized.
         segments: non-zero where the prompt has a token; padded on the right.
-        k, v: each branch's own; `R` may be 0.
+        k, v: each branch's own, plain or quantized; `R` may be 0.
         lengths: filled slots of each branch's own.
         reach: static upper bound on `lengths`, or None: what lies beyond need not be read.
     """
@@ -37,8 +37,8 @@ class DecodeCache:
     prompt_k: Float[Array, "L B P K H"] | Quantized
     prompt_v: Float[Array, "L B P K H"] | Quantized
     segments: Int[Array, "B P"]
-    k: Float[Array, "L B G R K H"]
-    v: Float[Array, "L B G R K H"]
+    k: Float[Array, "L B G R K H"] | Quantized
+    v: Float[Array, "L B G R K H"] | Quantized
     lengths: Int[Array, "B G"]
     reach: int | None = dataclasses.field(default=None, metadata={"static": True})
 

@@ -28,24 +28,27 @@ def decode(
     prompt_k: Array | Quantized,
     prompt_v: Array | Quantized,
     mask: Mask,
-    k: Float[Array, "L B G R K H"],
-    v: Float[Array, "L B G R K H"],
+    k: Float[Array, "L B G R K H"] | Quantized,
+    v: Float[Array, "L B G R K H"] | Quantized,
     lengths: Int[Array, "B G"],
     layer: Int[Array, ""],
     *,
     reach: int | None = None,
 ) -> Partial:
-    """See `videoauto_jax.kernels.attention.decode_partial`. A quantized prompt is widened in memory first.
+    """See `videoauto_jax.kernels.attention.decode_partial`. What is quantized is widened in memory first.
 
     Args:
         reach: static upper bound on `lengths`. One slice takes the layer and what is within reach: two would copy.
     """
     take = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)  # noqa: E731
     prompt_k, prompt_v = jax.tree.map(take, (prompt_k, prompt_v))
-    sizes = (1, *k.shape[1:3], k.shape[3] if reach is None else min(reach, k.shape[3]), *k.shape[4:])
-    k, v = (jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), sizes)[0] for x in (k, v))
+    rows, branches, most = k.shape[1:4]
+    slots = most if reach is None else min(reach, most)
+    within = lambda x: jax.lax.dynamic_slice(  # noqa: E731
+        x, (layer, *[0] * (x.ndim - 1)), (1, rows, branches, slots, *x.shape[4:])
+    )[0]
+    k, v = (dequantize(x, q.dtype) for x in jax.tree.map(within, (k, v)))
     prompt = _over_prompt(q, dequantize(prompt_k, q.dtype), dequantize(prompt_v, q.dtype), mask)
-    rows, branches, slots = k.shape[:3]
     flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731
     stop = jnp.minimum(flat(lengths), slots).astype(jnp.int32)[:, None]
     out, lse = attend(flat(q)[:, None], flat(k), flat(v), Mask(jnp.zeros_like(stop), stop, "shared", aligned=True))

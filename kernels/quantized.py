@@ -45,6 +45,11 @@ def quantize(x: Float[Array, "... S K H"], dtype: DTypeLike) -> Quantized:
     return Quantized((jnp.round(scaled) if jnp.dtype(dtype) == jnp.int8 else scaled).astype(dtype), scale)
 
 
+def stored(x: Float[Array, "... S K H"], like: Array | Quantized) -> Array | Quantized:
+    """New keys or values as a cache keeps them."""
+    return quantize(x, like.dtype) if isinstance(like, Quantized) else x.astype(like.dtype)
+
+
 def dequantize(x: Array | Quantized, dtype: DTypeLike) -> Float[Array, "... S K H"]:
     """The array that `x` stands for; a plain one as it is."""
     return (x.values.astype(jnp.float32) * x.scale[..., None]).astype(dtype) if isinstance(x, Quantized) else x

@@ -7,6 +7,7 @@ the GPU; a second small kernel merges the partials of prompt and branches alike,
 
 import dataclasses
 import inspect
+import itertools
 import math
 
 import jax
@@ -35,8 +36,8 @@ def refusal(
     prompt_k: Array | Quantized,
     prompt_v: Array | Quantized,
     mask: Mask,
-    k: Array,
-    v: Array,
+    k: Array | Quantized,
+    v: Array | Quantized,
     lengths: Array,
     layer: Array,
 ) -> str | None:
@@ -50,7 +51,7 @@ def refusal(
         return f"jax-triton cannot be imported ({error})"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"queries are {q.dtype}, not bfloat16 or float16"
-    if isinstance(prompt_k, Quantized) != isinstance(prompt_v, Quantized):
+    if any(isinstance(x, Quantized) != isinstance(y, Quantized) for x, y in ((prompt_k, prompt_v), (k, v))):
         return "keys and values must both be quantized, or neither"
     if q.shape[-1] > 256:
         return f"head size {q.shape[-1]} is above 256"
@@ -68,7 +69,7 @@ class Plan:
         prompt, slots: keys of the prompt and of a branch, `P` and `R`.
         size: `H`.
         split: keys of one program.
-        quantized: whether the prompt's cache has scales.
+        quantized, own_quantized: whether the prompt's and the branches' cache have scales.
     """
 
     rows: int
@@ -80,6 +81,7 @@ class Plan:
     size: int
     split: int
     quantized: bool
+    own_quantized: bool
 
     @property
     def prompt_splits(self) -> int:
@@ -118,6 +120,7 @@ class Plan:
             "OWN_ROWS": max(16, triton.next_power_of_2(group)),
             "BLOCK": 64,
             "QUANTIZED": self.quantized,
+            "OWN_QUANTIZED": self.own_quantized,
             "SCALE": self.size**-0.5 * math.log2(math.e),
         }
         return (tiles * self.prompt_splits + self.branches * self.own_splits, self.rows * self.kv_heads, 1), constants
@@ -137,14 +140,14 @@ class Plan:
         return (queries, pairs, 1), constants
 
 
-def plan(q: Array, prompt_k: Array | Quantized, k: Array) -> Plan:
+def plan(q: Array, prompt_k: Array | Quantized, k: Array | Quantized) -> Plan:
     """The plan of a call."""
     rows, branches, heads, size = q.shape
     prompt, kv_heads = prompt_k.shape[2:4]
     wanted = triton.cdiv(prompt * rows * kv_heads, PROGRAMS)
     split = max(LEAST_SPLIT, triton.cdiv(wanted, 64) * 64)
-    quantized = isinstance(prompt_k, Quantized)
-    return Plan(rows, branches, heads, kv_heads, prompt, k.shape[3], size, split, quantized)
+    quantized = (isinstance(x, Quantized) for x in (prompt_k, k))
+    return Plan(rows, branches, heads, kv_heads, prompt, k.shape[3], size, split, *quantized)
 
 
 def decode(
@@ -152,17 +155,17 @@ def decode(
     prompt_k: Array | Quantized,
     prompt_v: Array | Quantized,
     mask: Mask,
-    k: Float[Array, "L B G R K H"],
-    v: Float[Array, "L B G R K H"],
+    k: Float[Array, "L B G R K H"] | Quantized,
+    v: Float[Array, "L B G R K H"] | Quantized,
     lengths: Int[Array, "B G"],
     layer: Int[Array, ""],
 ) -> tuple[Float[Array, "B G N H"], Float[Array, "B G N"]]:
     """See `videoauto_jax.kernels.attention.decode_partial`."""
     cut = plan(q, prompt_k, k)
     values = lambda x: (x.values, x.scale) if isinstance(x, Quantized) else (x, lengths)  # noqa: E731  no scale is read
-    (shared_k, k_scale), (shared_v, v_scale) = values(prompt_k), values(prompt_v)
+    pairs = [tuple(zip(values(keys), values(other))) for keys, other in ((prompt_k, prompt_v), (k, v))]
     ends = [jnp.asarray(x, jnp.int32) for x in (mask.start, mask.stop, lengths, layer)]
-    operands = q, shared_k, shared_v, k_scale, v_scale, k, v, *ends[:3], ends[3].reshape(1)
+    operands = q, *itertools.chain(*pairs[0], *pairs[1]), *ends[:3], ends[3].reshape(1)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*cut.partials, cut.size), cut.partials)]
     outs, lses = _call(split_kernel, operands, shapes, cut.split_launch(), **SPLIT_OPTIONS)
     shapes = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)]

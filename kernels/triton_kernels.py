@@ -12,11 +12,12 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def split_kernel(
-    q, prompt_k, prompt_v, k_scale, v_scale, own_k, own_v, start, stop, lengths, layer, outs, lses,
+    q, prompt_k, prompt_v, prompt_k_scale, prompt_v_scale, own_k, own_v, own_k_scale, own_v_scale,
+    start, stop, lengths, layer, outs, lses,
     G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, P: tl.constexpr, R: tl.constexpr, H: tl.constexpr,
     HEAD: tl.constexpr, SPLIT: tl.constexpr, PROMPT_SPLITS: tl.constexpr, OWN_SPLITS: tl.constexpr,
     TILES: tl.constexpr, SHARED_ROWS: tl.constexpr, OWN_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    QUANTIZED: tl.constexpr, SCALE: tl.constexpr,
+    QUANTIZED: tl.constexpr, OWN_QUANTIZED: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """One split of the prompt for all branches (the first programs), or of one branch's own keys (the others)."""
     program, pair = tl.program_id(0), tl.program_id(1)
@@ -24,14 +25,16 @@ def split_kernel(
     parts = pair * (PROMPT_SPLITS + OWN_SPLITS) * (G * (N // K))  # where the partials of this prompt and head begin
     if program < TILES * PROMPT_SPLITS:
         _prompt_split(
-            q, prompt_k, prompt_v, k_scale, v_scale, start, stop, outs, lses, parts, program // TILES, program % TILES,
-            number, pair // K, pair % K, G, N, K, P, H, HEAD, SPLIT, SHARED_ROWS, BLOCK, QUANTIZED, SCALE,
+            q, prompt_k, prompt_v, prompt_k_scale, prompt_v_scale, start, stop, outs, lses, parts, program // TILES,
+            program % TILES, number, pair // K, pair % K, G, N, K, P, H, HEAD, SPLIT, SHARED_ROWS, BLOCK, QUANTIZED,
+            SCALE,
         )  # fmt: skip
     else:
         own = program - TILES * PROMPT_SPLITS
         _own_split(
-            q, own_k, own_v, k_scale, v_scale, lengths, outs, lses, parts + PROMPT_SPLITS * (G * (N // K)), own // G,
-            own % G, number, pair // K, pair % K, G, N, K, R, H, HEAD, SPLIT, OWN_ROWS, BLOCK, SCALE,
+            q, own_k, own_v, own_k_scale, own_v_scale, lengths, outs, lses, parts + PROMPT_SPLITS * (G * (N // K)),
+            own // G, own % G, number, pair // K, pair % K, G, N, K, R, H, HEAD, SPLIT, OWN_ROWS, BLOCK, OWN_QUANTIZED,
+            SCALE,
         )  # fmt: skip
 
 
@@ -58,7 +61,7 @@ def _prompt_split(
 def _own_split(
     q, k, v, k_scale, v_scale, lengths, outs, lses, parts, part, branch, number, row, kv_head,
     G: tl.constexpr, N: tl.constexpr, K: tl.constexpr, R: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SCALE: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, QUANTIZED: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     within, head = tl.arange(0, ROWS), tl.arange(0, HEAD)
     query, real = branch * (N // K) + within, within < N // K
@@ -66,8 +69,9 @@ def _own_split(
     keys = ((number + row) * G + branch).to(tl.int64) * (R * K) + kv_head
     rows = _queries(q, row, kv_head, query, real, head, G, N, K, H)
     out, lse = _partial(
-        rows, k + keys * H, v + keys * H, k_scale, v_scale, part * SPLIT, last, head, K, H, BLOCK, False, SCALE
-    )
+        rows, k + keys * H, v + keys * H, k_scale + keys, v_scale + keys, part * SPLIT, last, head,
+        K, H, BLOCK, QUANTIZED, SCALE,
+    )  # fmt: skip
     _store(outs, lses, parts + part * (G * (N // K)) + query, real, head, out, lse, H)
 
 

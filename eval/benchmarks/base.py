@@ -72,6 +72,7 @@ class Benchmark(abc.ABC):
         percent: factor that makes it a percentage.
         published: model -> headline in percent.
         plain_tokens: tokens a baseline that is asked plainly may write.
+        begun: what the response begins with, as part of the prompt, where a box is asked for.
     """
 
     name: ClassVar[str]
@@ -88,6 +89,7 @@ class Benchmark(abc.ABC):
     percent: ClassVar[float] = 1.0
     published: ClassVar[Mapping[str, float]] = {}
     plain_tokens: ClassVar[int] = 16
+    begun: ClassVar[str] = ""
 
     def __init__(self, profile: Profile = "paper", *, boxed: bool = True):
         """

@@ -32,6 +32,7 @@ class MVPMini(Choice):
     letters = "AB"
     published = results(36.5, 39.4, 40.5, 43.0)
     plain_tokens = 32768
+    begun = "\\boxed{Answer:"
 
     def question(self, row: Row) -> str:
         post = _BOXED if self.boxed else _PLAIN

@@ -58,6 +58,8 @@ def test_text(processor):
     assert encoded.next_position == len(encoded.token_ids)
     assert encoded.text.endswith("<|im_start|>assistant\n")
     assert not processor.encode(user("Hi"), add_generation_prompt=False).text.endswith("assistant\n")
+    begun = [*user("What happens?"), {"role": "assistant", "content": "\\boxed{Answer:"}]
+    assert processor.encode(begun).text == encoded.text + "\\boxed{Answer:"
 
 
 @pytest.mark.parametrize("video_prompt", ["inner", "outer"])

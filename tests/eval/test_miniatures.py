@@ -31,7 +31,8 @@ class Script:
         self.said = said
 
     def encode(self, messages):
-        return Prompt(re.search(r"#(\d+)", messages[-1]["content"][-1]["text"])[1])
+        user = next(message for message in messages if message["role"] == "user")
+        return Prompt(re.search(r"#(\d+)", user["content"][-1]["text"])[1])
 
     def stream(self, prompts, sampling):
         for position, n in enumerate(prompts):
@@ -146,6 +147,14 @@ def test_a_picture_stands_between_video_and_question(benchmark_root):
     parts = case.sample.messages[-1]["content"]
     assert [part["type"] for part in parts] == ["video", "image", "text"] and "<image 1>" in parts[2]["text"]
     assert case.sample.messages[0]["content"].endswith("\n")
+
+
+def test_minimal_pairs_begin_the_response(benchmark_root):
+    config = config_of(benchmark_root, "", "mvp_mini")
+    boxed = load_cases(config)[0].sample.messages
+    plain = load_cases(dataclasses.replace(config, benchmarks={"mvp_mini": BenchmarkConfig(prompt="plain")}))
+    assert boxed[-1] == {"role": "assistant", "content": "\\boxed{Answer:"}
+    assert [message["role"] for message in plain[0].sample.messages] == [message["role"] for message in boxed[:-1]]
 
 
 def test_what_is_asked_can_be_narrowed(benchmark_root):

@@ -160,12 +160,15 @@ def test_quantized_vectors_keep_their_length_within_rounding(dtype):
     assert (np.abs(got - x) <= largest * (0.5 / 127 if dtype == "int8" else 2**-4) + 1e-12).all()
 
 
-def test_a_quantized_prompt_is_what_it_stands_for(dense):
+def test_a_quantized_cache_is_what_it_stands_for(dense):
     q, k, v = dense.arrays(1, 1, 3, 6)
-    rest = np.ones((1, 6), np.int32), *np.zeros((2, 1, 1, 3, 0, 2, 8), np.float32), np.zeros((1, 3), np.int32)
-    small = quantize(k[None], "int8"), quantize(v[None], "int8")
+    own = np.random.default_rng(1).normal(size=(2, 1, 1, 3, 4, 2, 8)).astype(np.float32)
+    small = [quantize(x, "int8") for x in (k[None], v[None], *own)]
     whole = [dequantize(x, np.float32) for x in small]
-    got, expected = (decode_partial(q, DecodeCache(*prompt, *rest), 0)[0] for prompt in (small, whole))
+    there, lengths = np.ones((1, 6), np.int32), np.array([[2, 0, 3]], np.int32)
+    got, expected = (
+        decode_partial(q, DecodeCache(*some[:2], there, *some[2:], lengths, reach=3), 0)[0] for some in (small, whole)
+    )
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 

@@ -45,7 +45,7 @@ def test_attend(dense, mesh, shapes, rows, kv_heads, expected):
 def test_decode(mesh, shapes, small):
     normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)  # noqa: E731
     prompt, own, q = normal(3, 2, 6, 4, 8), normal(3, 2, 5, 3, 4, 8), normal(2, 5, 8, 8)
-    prompt = quantize(prompt, "int8") if small else prompt
+    prompt, own = (quantize(x, "int8") for x in (prompt, own)) if small else (prompt, own)
     cache = DecodeCache(prompt, prompt, np.ones((2, 6), np.int32), own, own, np.full((2, 5), 2, np.int32))
     whole = decode_partial(q, cache, 1)
     shapes.clear()

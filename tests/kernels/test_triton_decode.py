@@ -75,9 +75,11 @@ def test_half_precision(kernels):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
-def test_an_8_bit_prompt(kernels, dtype):
-    q, k, v, *rest = case(**SHAPES["rows"])
-    arguments = q, quantize(k, dtype), quantize(v, dtype), *rest
+@pytest.mark.parametrize("which", ["prompt", "own", "both"])
+def test_8_bits(kernels, dtype, which):
+    q, *prompt, mask, own_k, own_v, lengths, layer = case(**SHAPES["rows"])
+    small = lambda pair, name: [quantize(x, dtype) for x in pair] if which in (name, "both") else pair  # noqa: E731
+    arguments = q, *small(prompt, "prompt"), mask, *small((own_k, own_v), "own"), lengths, layer
     for got, expected in zip(kernels.decode(*arguments), composed.decode(*arguments)):
         np.testing.assert_allclose(got, expected, atol=4e-6)
 

@@ -197,6 +197,37 @@ def test_forced_decoding_can_always_finish_and_never_finishes_malformed():
     assert automaton.class_allowed[~automaton.valid].all()
 
 
+allowed_in = jax.jit(lambda automaton, states, room: gates.allowed_tokens(automaton, gates.init((8,), states), room))
+
+
+@settings(max_examples=12, deadline=None)
+@given(names, st.booleans(), st.integers(-1, 24), st.integers(0, 2**32))
+def test_a_forced_response_is_complete_within_its_room_if_it_can_be(name, inside, spare, seed):
+    """Random tokens of those that are allowed, from the beginning of a response or of its first answer."""
+    tokenizer, automaton, rng = TOKENIZERS[name], AUTOMATA[name], np.random.default_rng(seed)
+    start = automaton.start_inside if inside else automaton.start
+    room, written = int(automaton.needed[start]) + spare, [[] for _ in range(8)]
+    states = np.full(8, start)
+    for left in range(room, 0, -1):
+        allowed = np.asarray(allowed_in(automaton, states, left))
+        for row in np.flatnonzero(~automaton.done[states]):
+            written[row].append(rng.choice(np.flatnonzero(allowed[row])))
+            states[row] = replay(automaton, written[row][-1:], states[row])[0][1]
+    for tokens in written:
+        text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert is_well_formed("\\boxed{" * inside + text) == (spare >= 0), text
+
+
+def test_whitespace_that_is_cut_off_completes_no_response():
+    automaton, spell = AUTOMATA["tiny_q3like"], SPELLINGS["tiny_q3like"]
+    ids = TOKENIZERS["tiny_q3like"].encode("\\boxed{1}<think>r</think>\\boxed{1}")
+    begun = [*ids, *(spell[bytes([byte])] for byte in "\u2003".encode()[:2])]
+    assert automaton.needed[replay(automaton, ids)[-1][1]] == 0
+    assert automaton.needed[replay(automaton, begun)[-1][1]] == 1
+    end = TOKENIZERS["tiny_q3like"].convert_tokens_to_ids(END)
+    assert [automaton.valid[replay(automaton, [*some, end])[-1][1]] for some in (ids, begun)] == [True, False]
+
+
 def test_deeper_braces_than_the_limit_are_malformed():
     name = "tiny_q3like"
     for depth, valid in ((MAX_DEPTH, True), (MAX_DEPTH + 1, False)):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from videoauto_jax.errors import UsageError
 from videoauto_jax.protocol import (
+    begun_response,
     find_boxes,
     first_answer,
     is_fallback,
@@ -18,6 +19,18 @@ from videoauto_jax.protocol import (
 
 CASES = json.loads((pathlib.Path(__file__).parents[1] / "data" / "reward_cases.json").read_text())
 ROWS = [row for row in CASES["rows"] if row["completion"] is not None]
+
+TURN = "<|im_start|>user\nBox it: \\boxed{<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "end, begun",
+    [("", ""), (r"\boxed{", r"\boxed{"), (r"So \boxed{Answer: ", r"\boxed{Answer: "), (r"\boxed{A}", ""),
+     (r"\boxed{A<think>", ""), (r"\boxed{A}<think>r</think>\boxed{", "")],
+)  # fmt: skip
+def test_a_prompt_may_end_inside_the_first_box(end, begun):
+    assert begun_response(TURN + end) == begun
+
 
 FRAGMENTS = ["\\boxed{", "{", "}", "\\", "<think>", "</think>", " ", "\n", "A", "Let's analyze", "\\frac{1}{2}"]
 responses = st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join)

@@ -49,6 +49,7 @@ def scripted(tiny_processor):
     """`scripted({prompt: [(text, probability), …]}, **config)` gives a sampler.
 
     It continues the prompt with those texts, each token of a text having the probability; the rest is spread evenly.
+    A prompt is a text, or a text and the beginning of its response.
     """
 
     def make(scripts, **config):
@@ -68,4 +69,5 @@ def scripted(tiny_processor):
 
 
 def chat(prompt):
-    return [{"role": "user", "content": prompt}]
+    said = (prompt,) if isinstance(prompt, str) else prompt
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said)]

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videoauto_jax.data.processor import load_processor
+from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling import cache, engine
@@ -17,22 +19,40 @@ SLOTS, BRANCHES = 10, 2
 
 @pytest.fixture(scope="module")
 def prompts(tiny_processor):
-    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    video = {"type": "video", "video": list(noise), "sample_fps": 2.0, "min_pixels": 4096, "max_pixels": 4096}
-    chats = [[{"type": "text", "text": "Hi"}], [video, {"type": "text", "text": "What happens in the video, and why?"}]]
-    return [tiny_processor.encode([{"role": "user", "content": content}]) for content in chats]
+    return encoded(tiny_processor)
 
 
 @pytest.fixture(scope="module")
 def begun(tiny_model, tiny_processor, prompts):
+    return prefilled(tiny_model, tiny_processor, prompts)
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def family(request, checkpoint):
+    """A model, its prompts, and what `prefilled` gives."""
+    folder = checkpoint(request.param, tied=request.param == "qwen3_vl")
+    model, processor = load_model(folder, dtype="float32"), load_processor(folder)
+    prompts = encoded(processor)
+    return model, prompts, prefilled(model, processor, prompts)
+
+
+def encoded(processor):
+    """A text, and a video with a question."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    video = {"type": "video", "video": list(noise), "sample_fps": 2.0, "min_pixels": 4096, "max_pixels": 4096}
+    chats = [[{"type": "text", "text": "Hi"}], [video, {"type": "text", "text": "What happens in the video, and why?"}]]
+    return [processor.encode([{"role": "user", "content": content}]) for content in chats]
+
+
+def prefilled(model, processor, prompts):
     """The prompts' cache and first logits, and the automaton."""
-    inputs = tiny_processor.collate(prompts)
+    inputs = processor.collate(prompts)
     position = np.array([prompt.next_position for prompt in prompts], np.int32)
-    automaton = compile_automaton(tiny_processor.tokenizer, tiny_model.config.text.vocab_size)
-    embeddings = cache.embed_vision(tiny_model, inputs.vision)
+    automaton = compile_automaton(processor.tokenizer, model.config.text.vocab_size)
+    embeddings = cache.embed_vision(model, inputs.vision)
     inputs, capacity = dataclasses.replace(inputs, vision=None), inputs.token_ids.shape[1]
     offset = np.zeros(2, np.int32)
-    return *cache.prefill(tiny_model, None, inputs, offset, position, embeddings, capacity=capacity), automaton
+    return *cache.prefill(model, None, inputs, offset, position, embeddings, capacity=capacity), automaton
 
 
 def settings(temperature=1.0, max_new_tokens=SLOTS, stop_ids=(-1,)):
@@ -48,9 +68,9 @@ def admitted(begun, *, slots=2, index=(0, 1), logits=None, **options):
     prompts, first, automaton = begun
     keys = np.arange(2 * BRANCHES, dtype=np.uint32).reshape(2, BRANCHES)
     sizes = {"slots": slots, "branches": BRANCHES, "tokens": SLOTS, "vocabulary": first.shape[1]}
-    state = engine.empty(prompts, **sizes, dtype=np.dtype("float32"))
+    state = engine.empty(prompts, **sizes)
     arguments = jax.tree.map(jnp.copy, prompts), first if logits is None else logits, np.array(index, np.int32)
-    arguments += np.full((2, 4), -1, np.int32), keys
+    arguments += np.full((2, 4), -1, np.int32), keys, np.zeros(2, np.int32)
     return engine.admit(state, *arguments, automaton, settings(**options), whole=slots == 2 and index == (0, 1))
 
 
@@ -84,23 +104,25 @@ def assert_same(found, expected, slots=slice(None), of=slice(None)):
     np.testing.assert_allclose(found.log_probs[slots], expected.log_probs[of], atol=1e-5)
 
 
-def test_decoding_equals_the_forward_pass_of_whole_rows(tiny_model, begun, prompts):
-    written, _ = run(tiny_model, begun, options={"temperature": 0.7})
+def test_decoding_equals_the_forward_pass_of_whole_rows(family):
+    model, prompts, begun = family
+    written, _ = run(model, begun, options={"temperature": 0.7})
     assert len({tuple(row) for row in written.tokens.reshape(-1, SLOTS)}) == 2 * BRANCHES
     for b, prompt in enumerate(prompts):
         for g in range(BRANCHES):
             tokens = written.tokens[b, g]
-            logits = teacher_forced(tiny_model, prompt, tokens)
+            logits = teacher_forced(model, prompt, tokens)
             for field, divisor in (("log_probs", 1.0), ("sampling_log_probs", 0.7)):
                 expected = jax.nn.log_softmax(logits / divisor)[np.arange(SLOTS), tokens]
                 np.testing.assert_allclose(getattr(written, field)[b, g], expected, atol=1e-4)
 
 
-def test_greedy_tokens_are_the_largest_logits(tiny_model, begun, prompts):
-    written, _ = run(tiny_model, begun, options={"temperature": 0.0})
+def test_greedy_tokens_are_the_largest_logits(family):
+    model, prompts, begun = family
+    written, _ = run(model, begun, options={"temperature": 0.0})
     for b, prompt in enumerate(prompts):
         np.testing.assert_array_equal(written.tokens[b, 0], written.tokens[b, 1])
-        logits = teacher_forced(tiny_model, prompt, written.tokens[b, 0])
+        logits = teacher_forced(model, prompt, written.tokens[b, 0])
         np.testing.assert_array_equal(logits.argmax(-1), written.tokens[b, 0])
 
 
@@ -140,11 +162,12 @@ def test_decoding_returns_when_enough_prompts_have_ended(tiny_model, begun):
     assert used.steps == written.length.max() - 1 < SLOTS - 1
 
 
-def test_a_branch_without_numbers_fails_alone(tiny_model, begun):
-    free, _ = run(tiny_model, begun)
+def test_a_branch_without_numbers_fails_alone(family):
+    model, _, begun = family
+    free, _ = run(model, begun)
     logits = np.array(begun[1])
     logits[0, 5] = np.nan
-    written, _ = run(tiny_model, begun, logits=jnp.asarray(logits))
+    written, _ = run(model, begun, logits=jnp.asarray(logits))
     assert (written.finish[0] == engine.FAILED).all() and (written.length[0] == 1).all()
     assert_same(written, free, 1, 1)
 

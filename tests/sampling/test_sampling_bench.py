@@ -27,3 +27,5 @@ def test_figures(bench, tiny_folder):
     assert step["floor_ms"] * 1e6 > 2 * config.num_layers * 3 * config.hidden_size * config.intermediate_size
     saved = bench.gate(tiny_folder, 6, 2, 64, 64)
     assert 0 < saved["saved_tokens"] < 1 and 0.3 < saved["useful_share"]["record"] <= 1
+    held = bench.groups(tiny_folder, 4, 2, 2, 64, 64)
+    assert 0.2 < held["useful_share"] <= 1 and 0.2 < held["useful_share_one_by_one"] <= 1

@@ -1,10 +1,13 @@
 """The same tokens on eight devices as on one, whichever slots prompts are in; and no program compiled twice for it."""
 
+import jax
 import numpy as np
 import pytest
 
+from videoauto_jax.kernels.quantized import quantize
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sampling import cache, engine
+from videoauto_jax.sampling.placing import keep
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 from videoauto_jax.sharding import MeshConfig, make_mesh
 
@@ -27,6 +30,16 @@ CONFIG = SamplingConfig(mode="second", max_new_tokens=10, temperature=1.0, promp
 @pytest.fixture(scope="module")
 def alone(tiny_model, tiny_processor):
     return Sampler(tiny_model, tiny_processor, CONFIG).rollout(chats(), branches=2)
+
+
+def test_scales_lie_beside_their_values():
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, context=2))
+    caches = [quantize(np.ones(shape, np.float32), "int8") for shape in ((3, 4, 6, 2, 8), (3, 4, 5, 6, 2, 8))]
+    with jax.set_mesh(mesh):
+        prompt, own = jax.jit(keep)(caches)
+    for placed, parts in ((prompt, (3, 2, 3, 1)), (own, (3, 2, 5, 6, 1))):
+        assert placed.scale.sharding.shard_shape(placed.scale.shape) == parts
+        assert placed.values.sharding.shard_shape(placed.values.shape) == (*parts, 8)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

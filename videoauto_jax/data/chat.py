@@ -32,19 +32,24 @@ def visual_items(messages: Sequence[Mapping]) -> list[Mapping]:
 def render(messages: Sequence[Mapping], tokenizer, template: str, add_generation_prompt: bool) -> str:
     """The chat text, each visual one placeholder.
 
+    A last message of the assistant is where the generation prompt goes on from: the response begins with its text.
+
     Raises:
         DataError: the template refuses the messages.
     """
-    plain = []
+    plain, begun = [], ""
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
             content = [{"type": visual_kind(item)} if visual_kind(item) else item for item in content]
         plain.append({**message, "content": content})
+    if add_generation_prompt and plain[-1]["role"] == "assistant":
+        begun = "".join(item.get("text", "") for item in _contents(plain.pop()))
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
+        return text + begun
     except jinja2.TemplateError as error:
         fix = "Check the roles and the order of the messages"
         raise DataError(f"the chat template refuses the messages: {error}", fix=fix) from error

@@ -109,7 +109,8 @@ class Processor:
             messages: HF chat form; any number of images and videos, each with its own budget (`min_pixels`,
                 `max_pixels`, `total_pixels`, `max_frames`, `min_frames`, `fps` or `nframes`, `video_start`,
                 `video_end`).
-            add_generation_prompt: end with the opening of the assistant's turn.
+            add_generation_prompt: end with the opening of the assistant's turn, and with the text of its message if
+                that is the last one: the response goes on from there.
 
         Raises:
             DataError: messages not in chat form, a reserved token in a text, or more than `max_prompt_tokens`.

@@ -17,14 +17,17 @@ import numpy as np
 from jaxtyping import Bool, Int16, Int32, UInt8
 
 from videoauto_jax.protocol.dfa import ByteDFA, build_dfa
-from videoauto_jax.protocol.reader import FOREIGN, SYMBOLS, Field
+from videoauto_jax.protocol.reader import END, FOREIGN, SYMBOLS, Field
 from videoauto_jax.protocol.token_bytes import token_symbols
+
+NEVER = np.iinfo(np.int16).max
+"""More tokens than any response needs."""
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["token_class", "class_next", "class_marks", "class_allowed"]
-    + ["field", "valid", "first_closed", "done", "fallback", "choice"],
+    + ["field", "valid", "needed", "first_closed", "done", "fallback", "choice"],
     meta_fields=["start", "start_inside", "foreign_class"],
 )
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class Automaton:
             from which it no longer can). The end of the sequence is allowed only after the second box.
         field: `Field` of the next byte.
         valid: the response can still become (in a `done` state: is) well-formed.
+        needed: fewest further tokens that make the response well-formed as it stands; `NEVER` where none do.
         first_closed: the first answer has been closed.
         done: the end of the sequence has been taken.
         fallback: inside the first box, which starts with the fallback phrase.
@@ -54,6 +58,7 @@ class Automaton:
     class_allowed: Bool[np.ndarray, "S C"]
     field: UInt8[np.ndarray, " S"]
     valid: Bool[np.ndarray, " S"]
+    needed: Int16[np.ndarray, " S"]
     first_closed: Bool[np.ndarray, " S"]
     done: Bool[np.ndarray, " S"]
     fallback: Bool[np.ndarray, " S"]
@@ -108,6 +113,7 @@ def _compile(tokens: list[tuple[int, ...]], dfa: ByteDFA) -> Automaton:
         class_allowed=dfa.valid[class_next] | ~dfa.valid[:, None],
         field=dfa.field,
         valid=dfa.valid,
+        needed=_needed(class_next, dfa.valid[dfa.next_state[:, END]]),
         first_closed=dfa.closed,
         done=dfa.field == Field.FINISHED,
         fallback=dfa.fallback,
@@ -116,6 +122,17 @@ def _compile(tokens: list[tuple[int, ...]], dfa: ByteDFA) -> Automaton:
         start_inside=dfa.inside_first,
         foreign_class=int(token_class[-1]),
     )
+
+
+def _needed(class_next: np.ndarray, complete: np.ndarray) -> np.ndarray:
+    """The fewest tokens from every state to a complete one: all states a token further at a time."""
+    needed = np.where(complete, 0, NEVER).astype(np.int16)
+    while True:
+        nearest = needed[class_next].min(axis=1)
+        further = np.minimum(needed, np.where(nearest < NEVER, nearest + 1, NEVER))
+        if (further == needed).all():
+            return needed
+        needed = further
 
 
 def _compose(tokens: list[tuple[int, ...]], dfa: ByteDFA) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

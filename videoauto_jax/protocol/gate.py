@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
-from videoauto_jax.protocol.automaton import Automaton
+from videoauto_jax.protocol.automaton import NEVER, Automaton
 from videoauto_jax.protocol.reader import Mark
 
 
@@ -88,9 +88,21 @@ def confidence(gate: GateState) -> Float32[Array, "*batch"]:
     return gate.confidence
 
 
-def allowed_tokens(automaton: Automaton, gate: GateState) -> Bool[Array, "*batch V"]:
-    """Tokens after which the response can still become well-formed; all of them where it no longer can."""
-    return jnp.asarray(automaton.class_allowed)[gate.state][..., jnp.asarray(automaton.token_class)]
+def allowed_tokens(
+    automaton: Automaton, gate: GateState, room: int | Int[Array, "*batch"] = NEVER
+) -> Bool[Array, "*batch V"]:
+    """Tokens after which the response can still become well-formed; all of them where it no longer can.
+
+    Args:
+        automaton: the protocol's.
+        gate: of the branches.
+        room: tokens that may still be written. Within it the response becomes complete, unless it is too late for that.
+    """
+    needed, room = jnp.asarray(automaton.needed), jnp.minimum(room, NEVER - 1)[..., None]
+    in_time = needed[jnp.asarray(automaton.class_next)[gate.state]] < room
+    too_late = needed[gate.state][..., None] > room
+    allowed = jnp.asarray(automaton.class_allowed)[gate.state] & (in_time | too_late)
+    return allowed[..., jnp.asarray(automaton.token_class)]
 
 
 def first_closed(automaton: Automaton, gate: GateState) -> Bool[Array, "*batch"]:

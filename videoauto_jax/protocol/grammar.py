@@ -90,6 +90,15 @@ def last_box_or_text(text: str, profile: Profile = "strict") -> str:
     return boxes[-1].content if boxes else text
 
 
+def begun_response(prompt: str) -> str:
+    """The beginning of a response with which a prompt's text ends, if that is inside the first box; else "".
+
+    Upstream ends the prompts of its `mvp_` tasks so, with `\\boxed{Answer:`.
+    """
+    _, box, content = prompt.rpartition("|>")[2].partition(BOX)
+    return "" if not box or any(mark in content for mark in ("{", "}", OPEN, CLOSE)) else box + content
+
+
 def is_fallback(answer: str) -> bool:
     """Whether a first answer declines to guess (`Let's analyze…`, plain apostrophe, case as written)."""
     return answer.lstrip().startswith(FALLBACK_PREFIX)

@@ -103,7 +103,7 @@ def step(state: TextState, symbol: int) -> Step:
     if state.field is Field.FINISHED:
         return state, Mark(0)
     if symbol == END:
-        complete = state.valid and state.field is Field.AFTER_SECOND
+        complete = state.valid and state.field is Field.AFTER_SECOND and not state.space
         return TextState(Field.FINISHED, valid=complete, closed=state.closed), Mark(0)
     if symbol == FOREIGN:
         return state._replace(valid=False), Mark(0)

@@ -18,7 +18,7 @@ class Answer:
     """One branch.
 
     Attributes:
-        text: the response without its stop token.
+        text: the response without its stop token, and with the box that the prompt begins it with, if it does.
         token_ids: its tokens, the stop token included.
         logprobs: log-probabilities of the tokens under the model (temperature 1).
         sampling_logprobs: the same under the distribution they were drawn from.

@@ -33,8 +33,8 @@ class SamplingConfig:
         prefill_tokens: tokens of a prompt that go through the model at once; longer ones go in pieces.
         reuse_prefixes: the prompts that ran last stay on the device, so that another question about the same video
             costs only the question.
-        cache_dtype: in what prompts' keys and values are kept: the model's dtype, or 8 bits with a scale for every
-            token and head, which halves the memory and the reading and costs some accuracy.
+        cache_dtype: in what keys and values are kept, those of prompts and of branches: the model's dtype, or 8 bits
+            with a scale for every token and head, which halves the memory and the reading and costs some accuracy.
     """
 
     mode: Mode = "auto"

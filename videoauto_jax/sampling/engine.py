@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from videoauto_jax.kernels.attention import DecodeCache, decode_attention
+from videoauto_jax.kernels.quantized import Quantized, stored
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol import gate as gates
 from videoauto_jax.protocol.automaton import Automaton
@@ -79,13 +80,13 @@ class Slots:
 
     Attributes:
         prompts: keys and values of the prompts, shared by their branches.
-        k, v: the branches' own: all their tokens but the newest.
+        k, v: the branches' own, plain or in 8 bits as the prompts': all their tokens but the newest.
         branches: what they have written.
     """
 
     prompts: PromptCache
-    k: Float[Array, "L B G R K H"]
-    v: Float[Array, "L B G R K H"]
+    k: Float[Array, "L B G R K H"] | Quantized
+    v: Float[Array, "L B G R K H"] | Quantized
     branches: Branches
 
 
@@ -103,18 +104,15 @@ class Used:
     useful: Int[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("slots", "branches", "tokens", "vocabulary", "dtype"))
-def empty(
-    like: PromptCache, *, slots: int, branches: int, tokens: int, vocabulary: int, dtype: jnp.dtype
-) -> Slots:
-    """`slots` free slots of `branches` branches of `tokens` tokens, for prompts of `like`'s capacity."""
-    layers, _, _, kv_heads, size = like.k.shape
-    prompt = jax.tree.map(lambda x: jnp.zeros((layers, slots, *x.shape[2:]), x.dtype), (like.k, like.v))
-    own = jnp.zeros((layers, slots, branches, tokens, kv_heads, size), dtype)
+@partial(jax.jit, static_argnames=("slots", "branches", "tokens", "vocabulary"))
+def empty(like: PromptCache, *, slots: int, branches: int, tokens: int, vocabulary: int) -> Slots:
+    """`slots` free slots of `branches` branches of `tokens` tokens, for prompts of `like`'s capacity and dtype."""
+    room = lambda *shape: lambda x: jnp.zeros((x.shape[0], slots, *shape, *x.shape[3:]), x.dtype)  # noqa: E731
+    prompt, own = (jax.tree.map(room(*shape), (like.k, like.v)) for shape in ((like.capacity,), (branches, tokens)))
     zeros = jnp.zeros(slots, jnp.int32)
     seen = jnp.zeros((slots, vocabulary), bool)
-    none = _begin(jnp.zeros((slots, branches), jnp.uint32), jnp.zeros(slots, bool), seen, tokens)
-    return keep(Slots(PromptCache(*prompt, zeros, zeros), own, own, none))
+    none = _begin(jnp.zeros((slots, branches), jnp.uint32), zeros, jnp.zeros(slots, bool), seen, tokens)
+    return keep(Slots(PromptCache(*prompt, zeros, zeros), *own, none))
 
 
 @partial(jax.jit, static_argnames="capacity", donate_argnames="slots")
@@ -132,6 +130,7 @@ def admit(
     index: Int[Array, "r"],
     token_ids: Int[Array, "r P"],
     keys: UInt32[Array, "r G"],
+    start: Int[Array, "r"],
     automaton: Automaton,
     settings: Settings,
     *,
@@ -146,12 +145,13 @@ def admit(
         index: slot of each prompt; one beyond the last slot belongs to no prompt.
         token_ids: of each prompt; -1 on padding.
         keys: random keys of their branches.
+        start: the automaton's state in which their branches begin.
         automaton: the protocol's.
         settings: how to write.
         whole: prompt i goes to slot i, and there are as many as slots: what the slots held is gone, nothing is copied.
     """
     program = _admit_whole if whole else _admit_some
-    return program(slots, prompts, logits, index, token_ids, keys, automaton, settings)
+    return program(slots, prompts, logits, index, token_ids, keys, start, automaton, settings)
 
 
 def _admit(
@@ -161,6 +161,7 @@ def _admit(
     index: Array,
     token_ids: Array,
     keys: Array,
+    start: Array,
     automaton: Automaton,
     settings: Settings,
     *,
@@ -172,7 +173,7 @@ def _admit(
     of_row = jnp.arange(len(token_ids))[:, None]
     present = jnp.where(token_ids < 0, vocabulary, token_ids)
     seen = jnp.zeros((len(token_ids), vocabulary), bool).at[of_row, present].set(True, mode="drop")
-    fresh = _begin(keys, index < count, seen, tokens)
+    fresh = _begin(keys, start, index < count, seen, tokens)
     spread = jnp.broadcast_to(logits[:, None], (*keys.shape, logits.shape[-1]))
     fresh = _write(fresh, spread, automaton, settings)
     by_row = lambda old, new: new if whole else old.at[index].set(new, mode="drop")  # noqa: E731
@@ -188,7 +189,13 @@ _admit_whole = jax.jit(partial(_admit, whole=True), donate_argnums=(0, 1))
 _admit_some = jax.jit(partial(_admit, whole=False), donate_argnums=0)
 
 
-@partial(jax.jit, static_argnames="reach", donate_argnames="slots")
+WEIGHTS_STAY = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
+"""On GPUs, XLA's own products copy a layer's weights out of the stack before they read them, and products of the same
+rows are joined by copying their weights together: a step would move three times the bytes it has to. cuBLAS reads
+weights where they are."""
+
+
+@partial(jax.jit, static_argnames="reach", donate_argnames="slots", compiler_options=WEIGHTS_STAY)
 def decode(
     model: QwenVL,
     slots: Slots,
@@ -244,21 +251,22 @@ def pick(branches: Branches, index: Int[Array, "r"]) -> Branches:
 
 
 def _begin(
-    keys: UInt32[Array, "B G"], used: Bool[Array, "B"], seen: Bool[Array, "B V"], tokens: int
+    keys: UInt32[Array, "B G"], start: Int[Array, "B"], used: Bool[Array, "B"], seen: Bool[Array, "B V"], tokens: int
 ) -> Branches:
     """Branches before their first token."""
     written = jnp.zeros((*keys.shape, tokens), jnp.float32)
     zeros = jnp.zeros(keys.shape, jnp.int32)
     finish = jnp.where(used[:, None], RUNNING, EMPTY) + zeros
-    start = gates.init(keys.shape)
+    gate = gates.init(keys.shape, start[:, None])
     seen = jnp.broadcast_to(seen[:, None], (*keys.shape, seen.shape[-1]))
-    return Branches(written.astype(jnp.int32), written, written, zeros, zeros, finish, start, keys, seen)
+    return Branches(written.astype(jnp.int32), written, written, zeros, zeros, finish, gate, keys, seen)
 
 
 def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automaton, settings: Settings) -> Branches:
     """Draws a token for every running branch, records it, and decides which branches end."""
     active = branches.finish == RUNNING
-    allowed = lambda: gates.allowed_tokens(automaton, branches.gate)  # noqa: E731
+    room = settings.max_new_tokens - branches.length
+    allowed = lambda: gates.allowed_tokens(automaton, branches.gate, room)  # noqa: E731
     drawn = draw(logits, branches.seen, allowed, branches.keys, branches.length, settings.sampling)
     gate = gates.advance(automaton, branches.gate, drawn.token, drawn.penalised_log_prob, active)
     length = branches.length + active
@@ -287,14 +295,20 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
 
 
 def _advance(
-    model: QwenVL, prompts: PromptCache, k: Array, v: Array, branches: Branches, reach: int
-) -> tuple[Float[Array, "B G V"], Array, Array]:
-    """Runs every branch's newest token: the logits of the next, and its keys and values into the branch's cache."""
+    model: QwenVL, prompts: PromptCache, k: Array | Quantized, v: Array | Quantized, branches: Branches, reach: int
+) -> tuple[Float[Array, "B G V"], Array | Quantized, Array | Quantized]:
+    """Runs every branch's newest token: the logits of the next, and its keys and values into the branch's cache.
+
+    A branch that has ended is not given anything to attend to, nor is a prompt none of whose branches run: what is not
+    read costs a step no time where it waits for memory.
+    """
     rows, count, _ = branches.tokens.shape
     place = jnp.maximum(branches.length - 1, 0)
     token = jnp.take_along_axis(branches.tokens, place[..., None], axis=-1)[..., 0]
-    segments = jnp.arange(prompts.capacity) < prompts.length[:, None]
-    caches = DecodeCache(prompts.k, prompts.v, segments, k, v, place, reach)
+    running = branches.finish == RUNNING
+    length = jnp.where(jnp.any(running, axis=1), prompts.length, 0)
+    segments = jnp.arange(prompts.capacity) < length[:, None]
+    caches = DecodeCache(prompts.k, prompts.v, segments, k, v, jnp.where(running, place, 0), reach)
 
     def attention(q: Array, k: Array, v: Array, layer: Array) -> tuple[Array, tuple[Array, Array]]:
         return decode_attention(q, k, v, caches, layer), (k, v)
@@ -303,5 +317,6 @@ def _advance(
     layers = jnp.arange(k.shape[0])
     hidden, new = model.text(model.text.embed(token), jnp.stack([position] * 3), attention, caches=layers)
     b, g = jnp.arange(rows)[:, None], jnp.arange(count)[None]
-    k, v = (cache.at[:, b, g, place].set(x) for cache, x in zip((k, v), new))
+    new = stored(new[0], k), stored(new[1], v)
+    k, v = jax.tree.map(lambda cache, x: cache.at[:, b, g, place].set(x), (k, v), new)
     return model.logits(hidden), k, v

@@ -10,6 +10,7 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.protocol.automaton import compile_automaton
+from videoauto_jax.protocol.grammar import begun_response
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, make_answer, refusal
 from videoauto_jax.sampling.config import SamplingConfig
@@ -123,36 +124,20 @@ class Sampler:
             usage=self.usage,
             watch=Watch(self.processor.decode, config.stop, on_text) if config.stop or on_text else None,
         )
-        model = self._model
-        for finished in schedule.run(Writing(model, self.automaton, self._settings())):
+        model, how = self._model, settings(config, self.processor.eos_token_ids)
+        for finished in schedule.run(Writing(model, self.automaton, how)):
             yield finished.position, self._answers(finished, branches)
         if config.reuse_prefixes and self._model is model:
             self._idle = sizes, table
-
-    def _settings(self) -> engine.Settings:
-        config = self.config
-        sampling = Sampling(
-            temperature=jnp.float32(config.temperature),
-            top_k=jnp.int32(config.top_k),
-            top_p=jnp.float32(config.top_p),
-            min_p=jnp.float32(config.min_p),
-            repetition_penalty=jnp.float32(config.repetition_penalty),
-            forced=jnp.bool_(config.forced_format),
-        )
-        return engine.Settings(
-            sampling=sampling,
-            threshold=jnp.float32(config.exit_threshold),
-            max_new_tokens=jnp.int32(config.max_new_tokens),
-            stop_ids=jnp.array(sorted(self.processor.eos_token_ids), jnp.int32),
-        )
 
     def _answers(self, finished: Finished, branches: int) -> list[Answer]:
         written = finished.branches
         if written is None:
             return [refusal(finished.reason)] * branches
-        return [self._answer(written, g, finished.seconds) for g in range(branches)]
+        begun = begun_response(finished.prompt)
+        return [self._answer(begun, written, g, finished.seconds) for g in range(branches)]
 
-    def _answer(self, branches: engine.Branches, g: int, seconds: float) -> Answer:
+    def _answer(self, begun: str, branches: engine.Branches, g: int, seconds: float) -> Answer:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
         text, count = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
@@ -160,7 +145,7 @@ class Sampler:
             finish = engine.STOPPED
             first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(
-            text,
+            begun + text,
             branches.tokens[g, :count],
             branches.log_probs[g, :count],
             branches.sampling_log_probs[g, :count],
@@ -169,6 +154,24 @@ class Sampler:
             first or count,
             seconds,
         )
+
+
+def settings(config: SamplingConfig, stop_ids: Sequence[int]) -> engine.Settings:
+    """What of a configuration the compiled programs are told; tokens of `stop_ids` end a branch."""
+    sampling = Sampling(
+        temperature=jnp.float32(config.temperature),
+        top_k=jnp.int32(config.top_k),
+        top_p=jnp.float32(config.top_p),
+        min_p=jnp.float32(config.min_p),
+        repetition_penalty=jnp.float32(config.repetition_penalty),
+        forced=jnp.bool_(config.forced_format),
+    )
+    return engine.Settings(
+        sampling=sampling,
+        threshold=jnp.float32(config.exit_threshold),
+        max_new_tokens=jnp.int32(config.max_new_tokens),
+        stop_ids=jnp.array(sorted(stop_ids), jnp.int32),
+    )
 
 
 def _in_order(stream: Iterator[tuple[int, list[Answer]]]) -> list[list[Answer]]:

@@ -29,9 +29,10 @@ class Waiting:
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """A prompt in a slot: its number in the stream, and when its prefill began."""
+    """A prompt in a slot: its number in the stream, its chat text, and when its prefill began."""
 
     position: int
+    text: str
     since: float
 
 
@@ -42,12 +43,14 @@ class Finished:
     Attributes:
         position: its number in the stream.
         branches: what is written, host arrays `[G, …]`; None if the prompt was refused.
+        prompt: its chat text.
         seconds: from its prefill to its end.
         reason: why it was refused.
     """
 
     position: int
     branches: engine.Branches | None
+    prompt: str = ""
     seconds: float = 0.0
     reason: str = ""
 
@@ -140,7 +143,7 @@ class Schedule:
             self._table.fill(writing, entries, self._collated)
             self._collated = None
             for entry, position in zip(entries, positions):
-                self._running[entry.slot] = Running(position, since)
+                self._running[entry.slot] = Running(position, entry.prompt.text, since)
                 self._usage.prefilled += len(entry.prompt.token_ids) - entry.shared
                 self._usage.reused += entry.shared
             self._longest = max(self._longest, 1)
@@ -197,14 +200,9 @@ class Schedule:
         ended = [slot for slot in self._running if (finish[slot] != engine.RUNNING).all()]
         now = time.perf_counter()
         rows = self._table.take(ended) if ended else []
-        found = [
-            Finished(self._running[slot].position, row, now - self._running[slot].since)
-            for slot, row in zip(ended, rows)
-        ]
-        for slot in ended:
-            del self._running[slot]
-            self._free.append(slot)
-        return found
+        self._free.extend(ended)
+        over = [self._running.pop(slot) for slot in ended]
+        return [Finished(one.position, row, one.text, now - one.since) for one, row in zip(over, rows)]
 
     def _look(self, writing: Writing, finish: Int[np.ndarray, "B G"]) -> Int[np.ndarray, "B G"]:
         """Shows what is written, and ends the branches that are to end; why each has ended, after that."""

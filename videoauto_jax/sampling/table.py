@@ -18,6 +18,7 @@ from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.placing import fetch
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol.automaton import Automaton
+from videoauto_jax.protocol.grammar import begun_response
 from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.pieces import Batch, Collated, Given, cut
@@ -111,7 +112,7 @@ class Table:
 
         Args:
             writing: how.
-            entries: in the order of `collated`, if that is given.
+            entries: in the order of `collated`, if that is given. Their slots are no longer `free`.
             collated: the prompts of all slots; what they might share with earlier ones is not looked for.
         """
         with writing.in_use():
@@ -119,15 +120,18 @@ class Table:
             rows = len(logits)
             if self._state is None:
                 sizes = {"slots": self.slots, "branches": self.branches, "tokens": self.tokens}
-                sizes |= {"vocabulary": logits.shape[-1], "dtype": jnp.dtype(writing.model.text.dtype)}
-                self._state = engine.empty(prompts, **sizes)
+                self._state = engine.empty(prompts, **sizes, vocabulary=logits.shape[-1])
             index, keys = np.full(rows, self.slots, np.int32), np.zeros((rows, self.branches), np.uint32)
             token_ids = np.full((rows, prompts.capacity), -1, np.int32)
+            start = np.full(rows, writing.automaton.start, np.int32)
             for row, entry in enumerate(entries):
                 index[row], keys[row] = entry.slot, entry.keys
+                if begun_response(entry.prompt.text):
+                    start[row] = writing.automaton.start_inside
                 token_ids[row, : len(entry.prompt.token_ids)] = entry.prompt.token_ids
-            whole = rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
-            arguments = prompts, logits, index, token_ids, keys, writing.automaton, writing.settings
+            alone = len(entries) + len(self.free) == self.slots
+            whole = alone and rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
+            arguments = prompts, logits, index, token_ids, keys, start, writing.automaton, writing.settings
             self._state = engine.admit(self._state, *arguments, whole=whole)
         if whole:
             self.traces = [None] * self.slots
