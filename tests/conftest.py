@@ -4,8 +4,12 @@ import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Nearly all of the time goes into compiling programs that then run once or twice: so they are not optimised.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Nearly all of the time goes into compiling programs that then run once or twice: so they are not optimised, and fused
+# loops are written by XLA's older and quicker emitter.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 
 import pytest
 
