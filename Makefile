@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0 peft
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores : 4)))
 ARGS ?=
+# Programs that an earlier run of the tests has compiled, for this processor.
+COMPILED = $(VENV)/compiled-$(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null | cksum | cut -d' ' -f1)
 
 .PHONY: help quickstart test lint clean
 
@@ -22,7 +24,8 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/videoauto quickstart seed=$(SEED) $(ARGS)
 
 test: $(VENV)/.tests lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 JAX_COMPILATION_CACHE_DIR=$(abspath $(COMPILED)) JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -17,7 +17,7 @@ from videoauto_jax.models.config import QwenVLConfig, read_config, read_json
 from videoauto_jax.models.placing import gather, place
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 from videoauto_jax.models.tensor_files import INDEX, StoredTensor, Written, stored_tensors, write_file
-from videoauto_jax.models.weights import Row, rows
+from videoauto_jax.models.weights import Row, released_key, rows
 
 SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
               "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -43,7 +43,7 @@ def load_model(
     folder = Path(folder)
     config = read_config(folder)
     graph, state = nnx.split(abstract_model(config, dtype, jnp.dtype(param_dtype or dtype)))
-    wanted, stored = parameter_paths(state), stored_tensors(folder)
+    wanted, stored = parameter_paths(state), _stored(folder, config)
     table = rows(config, transposed_experts=_transposed_experts(config, stored, folder))
     _check(table, wanted, stored, folder, tied=config.text.tied_head)
     for path, leaf in nnx.to_flat_state(state):
@@ -56,6 +56,11 @@ def abstract_model(config: QwenVLConfig, dtype: str, param_dtype: str) -> QwenVL
     """The model with `jax.ShapeDtypeStruct` parameters: shapes without memory."""
     make = lambda: QwenVL(config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), rngs=nnx.Rngs(0))  # noqa: E731
     return nnx.eval_shape(make)
+
+
+def _stored(folder: Path, config: QwenVLConfig) -> dict[str, StoredTensor]:
+    """The folder's tensors under the names of released files."""
+    return {released_key(key, config.family): tensor for key, tensor in stored_tensors(folder).items()}
 
 
 def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], folder: Path, tied: bool) -> None:
@@ -95,7 +100,7 @@ def _transposed_experts(config: QwenVLConfig, stored: dict[str, StoredTensor], w
 def save_model(
     model: QwenVL, folder: str | Path, like: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None
 ) -> None:
-    """Writes an HF folder that transformers, vLLM and SGLang load.
+    """Writes an HF folder that transformers, vLLM and SGLang load, its tensors named as in released files.
 
     In a job of several processes all call it: they gather the parameters, and the first one writes.
 
@@ -108,7 +113,7 @@ def save_model(
         max_shard_size: size at which a safetensors file is full, by default as in `like`, or 5GB.
     """
     folder, like = Path(folder), Path(like)
-    stored = stored_tensors(like) if any(like.glob("*.safetensors")) else {}
+    stored = _stored(like, model.config) if any(like.glob("*.safetensors")) else {}
     written = list(_written(model, stored, dtype, like))
     if jax.process_index() == 0:
         _copy_side_files(like, folder)

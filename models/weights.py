@@ -14,7 +14,7 @@ from videoauto_jax.models.config import QwenVLConfig
 
 Rule = tuple[str, str, str]
 
-# Qwen2.5-VL's released files keep the names of transformers 4.49; every later version still writes them.
+# Qwen2.5-VL's released files keep the names of transformers 4.49, which later versions write too unless told otherwise.
 PREFIXES = {
     "qwen2_5_vl": {"text": "model.", "vision": "visual."},
     "qwen3_vl": {"text": "model.language_model.", "vision": "model.visual."},
@@ -149,6 +149,17 @@ def rows(config: QwenVLConfig, *, transposed_experts: bool = False) -> list[Row]
         pattern = _TRANSPOSED.get(path, pattern) if transposed_experts and text.experts else pattern
         made.append(Row(keys, path, pattern, count is not None, _sizes(config, path)))
     return made
+
+
+def released_key(key: str, family: str) -> str:
+    """What released files call a tensor that is stored under its module's name in transformers 4.52 and later.
+
+    `save_pretrained(save_original_format=False)` and trainers that save a state dict as it is write those names.
+    """
+    for part, module in PREFIXES["qwen3_vl"].items():
+        if key.startswith(module):
+            return PREFIXES[family][part] + key.removeprefix(module)
+    return key
 
 
 def _rules(config: QwenVLConfig) -> Iterator[Rule]:

@@ -4,7 +4,12 @@ import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Nearly all of the time goes into compiling programs that then run once or twice: so they are not optimised, and fused
+# loops are written by XLA's older and quicker emitter.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 
 import pytest
 
@@ -55,6 +60,14 @@ FAMILIES = {
     "qwen3_vl": ("Qwen3VLForConditionalGeneration", _TEXT, _VISION),
     "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", _TEXT | _EXPERTS, _VISION),
 }
+
+
+FIRST = ["test_quickstart", "test_families", "test_recipes", "test_loop", "test_qwen_vl", "test_meshes", "test_step"]
+"""Modules that take longest: begun last, they would end long after everything else."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

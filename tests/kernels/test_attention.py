@@ -20,40 +20,39 @@ from videoauto_jax.kernels.attention import (
 from videoauto_jax.kernels.mask import Mask, packed, shared
 from videoauto_jax.kernels.quantized import dequantize, quantize
 
+# rows, queries, keys, key/value heads, queries per key/value head; a new shape is a new program.
+SHAPES = [(1, 1, 1, 1, 1), (1, 1, 9, 3, 2), (2, 7, 9, 1, 7), (2, 3, 0, 2, 1), (1, 7, 2, 2, 2), (2, 2, 7, 1, 2)]
 
-@settings(deadline=None, max_examples=20)
-@given(
-    seed=st.integers(0, 2**31),
-    rows=st.integers(1, 2),
-    queries=st.integers(1, 7),
-    keys=st.integers(0, 9),
-    kv_heads=st.integers(1, 3),
-    repeat=st.sampled_from([1, 2, 7]),
-)
-def test_attend_equals_the_oracle(dense, seed, rows, queries, keys, kv_heads, repeat):
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**31), shape=st.sampled_from(SHAPES))
+def test_attend_equals_the_oracle(dense, seed, shape):
+    rows, queries, keys, kv_heads, repeat = shape
     ends = np.sort(np.random.default_rng(seed).integers(0, keys + 1, (2, rows, queries)), axis=0).astype(np.int32)
     mask = Mask(*ends)  # any range, the empty one included
     index = np.arange(keys)
     allowed = (ends[0][..., None] <= index) & (index < ends[1][..., None])
     qkv = dense.arrays(seed, rows, queries, keys, kv_heads * repeat, kv_heads)
-    dense.check(lambda q, k, v: attend(q, k, v, mask), qkv, allowed)
+    dense.check(attend, qkv, allowed, mask)
+
+
+LONGEST = 25  # 6 runs of 4 tokens and padding; pieces of 3 do not divide it
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    ids=st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=6), min_size=1),
+    ids=st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=6), min_size=3, max_size=3),
     causal=st.booleans(),
 )
 def test_ranges_of_packed_segments_are_the_segments(dense, ids, causal):
     rows = [np.repeat(np.arange(len(runs)) + 1, [n for _, n in runs]) * np.repeat([s > 0 for s, _ in runs],
             [n for _, n in runs]) for runs in ids]  # fmt: skip
-    length = max(map(len, rows))
-    segments = np.array([np.pad(row, (0, length - len(row))) for row in rows], np.int32)
+    segments = np.array([np.pad(row, (0, LONGEST - len(row))) for row in rows], np.int32)
     mask = packed(jnp.asarray(segments), causal=causal)
-    np.testing.assert_array_equal(mask.allowed(length), dense.written_out(segments, causal))
-    for at in range(0, length, 3):
+    np.testing.assert_array_equal(mask.allowed(LONGEST), dense.written_out(segments, causal))
+    for at in range(0, LONGEST, 3):
         piece = mask.of_keys(at, 3).allowed(3)
-        np.testing.assert_array_equal(piece[..., : length - at], mask.allowed(length)[..., at : at + 3])
+        np.testing.assert_array_equal(piece[..., : LONGEST - at], mask.allowed(LONGEST)[..., at : at + 3])
 
 
 def test_a_shared_range_is_every_true_query_times_every_true_key():

@@ -15,6 +15,7 @@ from videoauto_jax.data.windows import token_rows
 from videoauto_jax.kernels.attention import self_attention
 from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.models.rotary import text_rotary
+from videoauto_jax.models.tensor_files import stored_tensors
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 torch = pytest.importorskip("torch")
@@ -174,9 +175,9 @@ def test_one_decoder_layer(pair, index):
     np.testing.assert_allclose(layer(jnp.asarray(x), mine, attention, None)[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoint_that_transformers_wrote(family, tmp_path, checkpoint):
-    """Its own layout of shards, experts, dtype and config, and its own initial weights, made less trivial."""
+@pytest.mark.parametrize(("family", "released"), [*((family, True) for family in FAMILIES), ("qwen2_5_vl", False)])
+def test_a_checkpoint_that_transformers_wrote(family, released, tmp_path, checkpoint):
+    """Its own layout of shards, keys, experts, dtype and config, and its own initial weights, made less trivial."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
@@ -185,13 +186,16 @@ def test_a_checkpoint_that_transformers_wrote(family, tmp_path, checkpoint):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.02))
-    reference.save_pretrained(tmp_path, max_shard_size="100KB")
+    reference.save_pretrained(tmp_path, max_shard_size="100KB", save_original_format=released)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    modules = "model.language_model.norm.weight" in stored_tensors(tmp_path)
+    assert modules == (family != "qwen2_5_vl" or not released)
     ours = load_model(tmp_path, dtype="float32")
     expected = their_logits(reference, torch_inputs(CASES["image"], processor))
     found = np.asarray(forward(ours, processor([CASES["image"]])))[0, : len(expected)]
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    save_model(ours, tmp_path / "out", like=tmp_path)
+    save_model(ours, tmp_path / "out", like=tmp_path, dtype="like")
+    assert stored_tensors(tmp_path / "out").keys() == stored_tensors(checkpoint(family)).keys()
     inputs = torch_inputs(CASES["image"], processor)
     np.testing.assert_allclose(their_logits(theirs(tmp_path / "out"), inputs), expected, atol=1e-6)
 

@@ -3,7 +3,7 @@
 A demux pass without decoding lists the presentation timestamps (pts) of every frame and keyframe; frame *i* is the
 *i*-th smallest. Reading seeks to the last keyframe at or before a frame and decodes up to it. That stays exact for
 variable frame rates, reordered frames, fragmented files and edit lists, where counting frames or trusting the container
-does not.
+does not. Of H.264, frames that nobody asked for and no other frame refers to (nal_ref_idc 0) are not decoded.
 """
 
 import bisect
@@ -84,7 +84,7 @@ class VideoReader:
         self._where = str(source)[:200] if isinstance(source, str | Path) else "video bytes"
         self._reformatter = VideoReformatter()
         self._container = self._frames = self._frame = self._at = None
-        self._seek_way = 0
+        self._seek_way, self._wanted = 0, None
         try:
             self._open()
             self._index()
@@ -114,9 +114,11 @@ class VideoReader:
         frames before the damage are returned, and `info.frames` shrinks to what the file really holds.
         """
         found: dict[int, ndarray | None] = {}
-        for index in sorted(set(indices)):
+        for index in indices:
             if not 0 <= index < len(self._pts):
                 raise self._error(f"frame {index} of {len(self._pts)} does not exist")
+        self._want({self._pts[index] for index in indices})
+        for index in sorted(set(indices)):
             frame = self._find(self._pts[index])
             if frame is None and self._exhausted:
                 self._trim()
@@ -178,7 +180,7 @@ class VideoReader:
         self._find(self._pts[0])
         if self._frame is None:
             raise self._error("no frame can be decoded")
-        self._size = self._frame.width, self._frame.height
+        self._size, self._interlaced = (self._frame.width, self._frame.height), self._frame.interlaced_frame
         self._turns = round(self._frame.rotation / 90) % 4
         if self._suspect and self._find(self._pts[-1]) is None and self._exhausted:
             self._trim()
@@ -202,8 +204,23 @@ class VideoReader:
         """AVI states no order of display: reordered frames can only be numbered as they come out of the decoder."""
         return self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
 
+    def _want(self, wanted: set[int] | None) -> None:
+        """From here on only frames at these pts are looked for; None stands for all."""
+        if self._wanted is not None:
+            self._at = None  # the decoder is ahead of what it has shown, and has left out what was not wanted before
+        # Of the two fields of a frame only one bears its pts.
+        leave_out = self._stream.codec_context.name == "h264" and not self._counted and not self._interlaced
+        self._wanted = wanted if leave_out else None
+
     def _find(self, pts: int) -> av.VideoFrame | None:
         """The frame shown at `pts`, or None if it does not decode; `_exhausted` tells if no later one does either."""
+        frame = self._seek(pts)
+        if frame is None and self._wanted is not None:
+            self._want(None)
+            frame = self._seek(pts)
+        return frame
+
+    def _seek(self, pts: int) -> av.VideoFrame | None:
         key = max(bisect.bisect_right(self._keys, pts, key=lambda stamps: stamps[0]) - 1, 0)
         if self._at is None or self._at > pts or self._frames_between(self._at, self._keys[key][0]) > _SEEK_GAP:
             self._approach(key, pts)
@@ -252,6 +269,8 @@ class VideoReader:
     def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
         numbers = itertools.count()
         for packet in self._packets():
+            needed = self._wanted is None or packet is None or packet.pts in self._wanted
+            self._stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
             try:
                 frames = self._stream.codec_context.decode(packet)
             except av.FFmpegError:
