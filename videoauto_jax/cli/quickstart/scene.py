@@ -23,11 +23,12 @@ MOTIONS = ("left", "right", "still")
 FRAMES_PER_SECOND = 4
 SIZE = 64  # pixels; every length below is in 64ths of the picture's side
 _INSIDE = (3, 61, 3, 61)  # what the border leaves free
-# Each thing has a quarter of the picture to itself.
+# Each thing has a quarter of the picture to itself, where bar and dots are drawn in black and white: the more a thing moves
+# the features of fresh vision mergers, the sooner it is learnt.
 _SIGN, _RADIUS = (4, 30, 4, 30), 11
-_BAR, _BAR_WIDTH, _REACH = (6, 28), 8, (38, 56)
+_TRACK, _BAR, _BAR_WIDTH, _REACH = (4, 30, 33, 61), (6, 28), 10, (38, 56)
 _LAMP, _RIM = (34, 60, 4, 30), 2
-_DOTS, _DOT_RADIUS = ((40, 40), (40, 54), (54, 40), (54, 54)), 6.5
+_BOARD, _DOTS, _DOT_RADIUS = (33, 61, 33, 61), ((40, 40), (40, 54), (54, 40), (54, 54)), 6.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,8 @@ def _backdrop(scene: Scene, second: int, size: int) -> Float[ndarray, "H W 3"]:
     frame[_shape(scene.shape, rows - (_SIGN[0] + _SIGN[1]) / 2, columns - (_SIGN[2] + _SIGN[3]) / 2)] = 0
     frame[_box(rows, columns, _LAMP, _RIM)] = 0
     frame[_box(rows, columns, _LAMP, 0)] = COLOURS[scene.lamp[second]]
+    frame[_box(rows, columns, _TRACK, 0)] = 235
+    frame[_box(rows, columns, _BOARD, 0)] = 20
     for row, column in _DOTS[: scene.dots[second]]:
         frame[np.hypot(rows - row, columns - column) <= _DOT_RADIUS] = 235
     if scene.flash[0] <= second < scene.flash[1]:
