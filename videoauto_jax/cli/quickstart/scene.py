@@ -23,8 +23,8 @@ MOTIONS = ("left", "right", "still")
 FRAMES_PER_SECOND = 4
 SIZE = 64  # pixels; every length below is in 64ths of the picture's side
 _INSIDE = (3, 61, 3, 61)  # what the border leaves free
-# Each thing has a quarter of the picture to itself, where bar and dots are drawn in black and white: the more a thing moves
-# the features of fresh vision mergers, the sooner it is learnt.
+# Each thing has a quarter of the picture to itself; bar and dots are black and white there. The more a thing moves the
+# features of fresh vision mergers, the sooner it is learnt.
 _SIGN, _RADIUS = (4, 30, 4, 30), 11
 _TRACK, _BAR, _BAR_WIDTH, _REACH = (4, 30, 33, 61), (6, 28), 10, (38, 56)
 _LAMP, _RIM = (34, 60, 4, 30), 2
