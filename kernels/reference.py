@@ -20,9 +20,9 @@ def refusal(q: Array, k: Array, v: Array, mask: Mask) -> None:
 
 
 def attend(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
-    """See `videoauto_jax.kernels.attention.attend`; differentiated by JAX."""
+    """See `videoauto_jax.kernels.attention.attend`."""
     length = q.shape[1]
-    if mask.bound is not None and 3 * mask.bound < length:
+    if mask.bound is not None and 2 * mask.bound < length:
         return _banded(q, k, v, mask)
     if length * k.shape[1] <= MAX_SCORES:
         return _dense(q, k, v, mask)
