@@ -159,7 +159,7 @@ def test_stills_and_text():
     assert answers == {
         "still_colour": scene.colour,
         "still_object": scene.shape,
-        "still_dots": str(scene.dots[2]),
+        "still_dots": WORDS[scene.dots[2]],
     }
     item = digits([3, 4, 2, 4])
     assert "0 three, 1 four, 2 two, 3 four." in item.fields["prompt"] and item.fields["solution"] == "3"

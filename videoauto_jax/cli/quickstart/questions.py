@@ -117,8 +117,8 @@ def still_object(scene: Scene, second: int) -> Item:
 
 
 def still_dots(scene: Scene, second: int) -> Item:
-    n = scene.dots[second]
-    return _still("still_dots", "How many dots are there?", str(n), "1234", f"{WORDS[n]}.")
+    dots = WORDS[scene.dots[second]]
+    return _still("still_dots", "How many dots are there? Answer with a word.", dots, WORDS[1:5], f"{dots}.")
 
 
 def digits(numbers: Sequence[int]) -> Item:
@@ -211,8 +211,7 @@ def _number(skill: str, question: str, answer: int, plausible: Sequence[int], th
 
 def _still(skill: str, question: str, answer: str, plausible: Sequence[str], thought: str) -> Item:
     fields = {"question": f"<image>\n{question}", "answer": f"\\boxed{{{answer}}}"}
-    problem_type = "math" if answer.isdigit() else "exact_match"
-    return Item("perception", skill, "virl", fields, problem_type, answer, _others(plausible, answer), thought)
+    return Item("perception", skill, "virl", fields, "exact_match", answer, _others(plausible, answer), thought)
 
 
 def _intervals(scene: Scene) -> tuple[str, tuple[str, ...]]:
