@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from videoauto_jax.cli.main import main
 from videoauto_jax.distributed import gpus_of_node, spans_processes
 
 STEP = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}
@@ -46,6 +47,14 @@ def test_a_task_alone_on_its_node_drives_all_gpus(environment, gpus):
     assert gpus_of_node(environment) == gpus
 
 
+@pytest.mark.parametrize("words", [["export", "run", "out"], ["import", "model", "out"], ["quickstart"]])
+def test_what_a_job_cannot_share_is_refused(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "outside of the job" in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
+
+
 def test_two_processes_join_and_agree():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,6 +62,7 @@ def test_two_processes_join_and_agree():
     code = """
 import jax
 from videoauto_jax import distributed
+from videoauto_jax.cli.main import main
 from videoauto_jax.distributed import agree, any_process, exchange, initialize, is_main, join, on_main, share, together
 
 initialize()

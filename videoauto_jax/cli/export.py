@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import load_config
+from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import UsageError
 from videoauto_jax.files import new_folder
 from videoauto_jax.models.hf import load_model, save_model
@@ -44,6 +45,7 @@ POSITIONAL = ("run", "output")
 
 def run(config: ExportConfig, *, force: bool) -> None:
     """Merges the checkpoint's trained weights into the model the run started from, and writes that."""
+    refuse_processes("an export", fix="Run it once, outside of the job")
     folder, step = find_run(Path(config.run))
     recipe = read_run(folder)
     base = config.base or recipe.model

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
+from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.files import new_folder, write_atomic
 from videoauto_jax.models.config import read_config
 from videoauto_jax.models.hf import load_model
@@ -39,6 +40,7 @@ POSITIONAL = ("model", "output")
 
 def run(config: ImportConfig, *, force: bool) -> None:
     """Writes what a training run of no steps leaves: all parameters, float32, as step 0."""
+    refuse_processes("an import", fix="Run it once, outside of the job")
     read_config(config.model)  # before the output is touched
     model = load_model(config.model, make_mesh(config.mesh), dtype="float32")
     output = new_folder(config.output, force=force)

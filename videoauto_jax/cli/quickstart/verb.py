@@ -11,6 +11,7 @@ from videoauto_jax.cli.quickstart.spec import WorldSpec
 from videoauto_jax.cli.quickstart.stages import Quickstart
 from videoauto_jax.cli.quickstart.tiny import TinySpec
 from videoauto_jax.config import dump_config
+from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.files import claim_folder
 
 
@@ -46,6 +47,7 @@ HELP = "Makes a video world and a tiny Qwen3-VL, trains it with GRPO, evaluates 
 
 def run(config: QuickstartConfig, *, force: bool) -> None:
     """Runs every stage that is not done yet."""
+    refuse_processes("the quickstart", fix="Run it once, outside of the job")
     folder = _claim(config, force)
     summary = Quickstart(config, folder).run()
     met = [bar["met"] for bar in summary["bars"].values()]
