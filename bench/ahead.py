@@ -53,9 +53,7 @@ def mesh(target: str, axes: dict[str, int]) -> Mesh:
     return Mesh(np.array(found.devices[:count]).reshape(*axes.values()), tuple(axes))
 
 
-def compile_for(
-    place: Mesh, function, *arguments, specs: tuple[PartitionSpec, ...] | None = None, **static
-) -> dict:
+def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, ...] | None = None, **static) -> dict:
     """Compiles `function` for a mesh and reports.
 
     Args:

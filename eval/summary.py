@@ -35,8 +35,7 @@ def summarize(
         "n": len(records),
         "eval": score_modes(records, threshold, modes=modes),
         "benchmarks": {
-            name: _benchmark(sheet, config, skipped, timings)
-            for name, sheet in sheets(records, config.profile).items()
+            name: _benchmark(sheet, config, skipped, timings) for name, sheet in sheets(records, config.profile).items()
         },
         "reliability": reliability(records),
         "skipped": list(skipped),

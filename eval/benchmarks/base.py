@@ -219,5 +219,3 @@ def by_group(scores: Sequence[float], kind: str) -> dict[str, list[float]]:
 def results(*values: float) -> dict[str, float]:
     """Published results by model, in the order of `MODELS`."""
     return dict(zip(MODELS, values, strict=True))
-
-

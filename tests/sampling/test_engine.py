@@ -58,9 +58,7 @@ def prefilled(model, processor, prompts):
 def settings(temperature=1.0, max_new_tokens=SLOTS, stop_ids=(-1,)):
     plain = jnp.int32(0), jnp.float32(1), jnp.float32(0), jnp.float32(1), jnp.bool_(False)
     sampling = Sampling(jnp.float32(temperature), *plain)
-    return engine.Settings(
-        sampling, jnp.float32(np.inf), jnp.int32(max_new_tokens), jnp.array(stop_ids, jnp.int32)
-    )
+    return engine.Settings(sampling, jnp.float32(np.inf), jnp.int32(max_new_tokens), jnp.array(stop_ids, jnp.int32))
 
 
 def admitted(begun, *, slots=2, index=(0, 1), logits=None, **options):

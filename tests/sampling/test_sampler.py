@@ -344,8 +344,17 @@ def test_caches_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, pr
 
 
 @pytest.mark.parametrize(
-    "setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"prompts": 0}, {"mode": "third"}, {"top_p": 0.0},
-                {"cache_dtype": "int4"}, {"stop": ("",)}], ids=str
+    "setting",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"prompts": 0},
+        {"mode": "third"},
+        {"top_p": 0.0},
+        {"cache_dtype": "int4"},
+        {"stop": ("",)},
+    ],
+    ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ConfigError, match=str(next(iter(setting.values())))) as raised:

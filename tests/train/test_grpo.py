@@ -35,9 +35,7 @@ def _loss_and_grad(log_probs, *arrays, config, **options):
 def test_published_rows(row):
     keys = ("loss_type", "importance_sampling_level", "beta", "top_entropy_quantile")
     length = INPUTS["max_completion_length"]
-    config = GRPOLossConfig(
-        **{key: row[key] for key in keys}, epsilon=INPUTS["epsilon"], max_completion_length=length
-    )
+    config = GRPOLossConfig(**{key: row[key] for key in keys}, epsilon=INPUTS["epsilon"], max_completion_length=length)
     old = _array("old_logps") if row["old_logps_given"] else None
     arrays = (old, _array("ref_logps") if row["beta"] else None, _array("advantages"), _array("mask"), config)
 

@@ -231,4 +231,3 @@ def _batch_size(most: int, slots: int) -> int:
     while 4 * size <= most:
         size *= 4
     return size
-
