@@ -44,11 +44,11 @@ def decode(
     prompt_k, prompt_v = jax.tree.map(take, (prompt_k, prompt_v))
     rows, branches, most = k.shape[1:4]
     slots = most if reach is None else min(reach, most)
-    within = (
-        lambda x: jax.lax.dynamic_slice(  # noqa: E731
-            x, (layer, *[0] * (x.ndim - 1)), (1, rows, branches, slots, *x.shape[4:])
-        )[0]
-    )
+
+    def within(x):
+        start, size = (layer, *[0] * (x.ndim - 1)), (1, rows, branches, slots, *x.shape[4:])
+        return jax.lax.dynamic_slice(x, start, size)[0]
+
     k, v = (dequantize(x, q.dtype) for x in jax.tree.map(within, (k, v)))
     prompt = _over_prompt(q, dequantize(prompt_k, q.dtype), dequantize(prompt_v, q.dtype), mask)
     flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731
