@@ -194,9 +194,9 @@ def _claim(config: EvalConfig, force: bool) -> Path:
     fix = "Name another output=, or add --force to begin anew and lose those results"
     recipe = dump_config(dataclasses.replace(config, part=None))
     try:
-        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force)
+        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
     except UsageError:
         if config.part is None:
             raise
         time.sleep(1.0)  # another part may be just about to claim it
-        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force)
+        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])

@@ -118,9 +118,13 @@ def write_file(path: Path, tensors: Iterable[Written]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, shape, dtype, make in tensors:
-            array = np.ascontiguousarray(make(), dtype).reshape(shape)
-            file.write(array.view(np.uint8).data if array.ndim else array.tobytes())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, shape, dtype, make in tensors:
+                array = np.ascontiguousarray(make(), dtype).reshape(shape)
+                file.write(array.view(np.uint8).data if array.ndim else array.tobytes())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

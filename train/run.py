@@ -52,7 +52,8 @@ class Run:
     def __init__(self, config: RunConfig, *, force: bool = False, lines: bool = True):
         fix = "Name another output=, or add --force to begin anew and lose that run"
         recipe = dump_config(config)
-        claim = lambda: claim_folder(config.output, recipe, holds="a run of another recipe", fix=fix, force=force)  # noqa: E731
+        holds, inputs = "a run of another recipe", [config.model]
+        claim = lambda: claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=inputs)  # noqa: E731
         self.config, self.folder = config, on_main(claim)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep, best="score")
         self.logger = MetricsLogger(self.folder, lines=lines, wandb=config.wandb)
@@ -153,6 +154,9 @@ def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> b
 
     Returns:
         Whether the run has ended; False if SIGTERM stopped it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped it; everything is saved unless it was pressed twice.
     """
     state, done = run.restore(trainer.learner.initial_state(), trainer)
     saved, facts = done, _facts(trainer)
@@ -177,6 +181,8 @@ def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> b
         run.checkpoints.wait()
     if done == trainer.total:
         run.export(trainer.learner.model(state.trainable))
+    elif any_process(trainer.stop.interrupted):
+        raise KeyboardInterrupt
     return done == trainer.total
 
 

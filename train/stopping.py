@@ -1,9 +1,8 @@
-"""SIGTERM, which schedulers send before they take a machine away, as a polite request to stop."""
+"""SIGTERM, which schedulers send before they take a machine away, and Ctrl-C as polite requests to stop."""
 
+import os
 import signal
 import threading
-
-import jax
 
 from videoauto_jax.distributed import any_process
 
@@ -15,11 +14,14 @@ class Stopped(Exception):
 class StopRequest:
     """Whether a process of the job has been told to stop, while the context is open.
 
-    In a job of several processes Ctrl-C is such a request too, since none of them can save alone; a second one ends the
-    job at once. Outside the main thread, where no handler can be set, nothing ever stops.
+    A second Ctrl-C ends the process at once. Outside the main thread, where no handler can be set, nothing ever stops.
+
+    Attributes:
+        interrupted: whether Ctrl-C was a reason.
     """
 
     def __init__(self):
+        self.interrupted = False
         self._told = False
         self._before: dict[int, object] = {}
 
@@ -37,8 +39,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGTERM] if jax.process_count() == 1 else [signal.SIGTERM, signal.SIGINT]
-            self._before = {number: signal.signal(number, self._request) for number in numbers}
+            self._before = {n: signal.signal(n, self._request) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,6 +49,9 @@ class StopRequest:
 
     def _request(self, number: int, frame: object) -> None:
         del frame
-        if self._told and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            os.write(2, b"\nstopping at the end of this step; Ctrl-C again stops at once\n")  # print may be under way
         self._told = True

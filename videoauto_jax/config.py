@@ -1,6 +1,7 @@
 """Typed configuration: frozen dataclasses filled from recipes and `key=value`, with errors that say what to write."""
 
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -52,6 +53,19 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
 def dump_config(config: Any) -> str:
     """The configuration as YAML; `load_config` of it gives an equal configuration."""
     return dump_yaml(draccus.encode(config))
+
+
+def changes(config: Any, prefix: str = "", default: Any = dataclasses.MISSING) -> Iterator[str]:
+    """The overrides, `key=value`, that make a configuration from the defaults of its code."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        usual = field_default(field) if default is dataclasses.MISSING else getattr(default, field.name)
+        if dataclasses.is_dataclass(value):
+            usual = usual if isinstance(usual, type(value)) else dataclasses.MISSING
+            yield from changes(value, f"{prefix}{field.name}.", usual)
+        elif value != usual:
+            text = value if isinstance(value, str) else json.dumps(draccus.encode(value))
+            yield f"{prefix}{field.name}={text}"
 
 
 @dataclasses.dataclass(frozen=True)

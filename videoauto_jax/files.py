@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -79,12 +80,15 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return records
 
 
-def new_folder(path: str | Path, force: bool = False) -> Path:
+def new_folder(path: str | Path, force: bool = False, inputs: Sequence[str | Path] = ()) -> Path:
     """Makes an empty output folder and returns it. `force` empties a folder that has something in it.
+
+    Args:
+        inputs: what the output is made from.
 
     Raises:
         UsageError: the folder is not empty and `force` is False; `path` is a file; or `force` would empty a folder
-            that is plainly not an output folder (a repository, a home, one that holds the working directory).
+            that is plainly not an output folder (a repository, a home, one that holds the working directory, an input).
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -93,13 +97,35 @@ def new_folder(path: str | Path, force: bool = False) -> Path:
         if not force:
             fix = "Name another folder, or add --force to empty this one first"
             raise UsageError("the output folder is not empty", where=path, fix=fix)
-        _empty(path)
+        _empty(path, inputs)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
+@contextmanager
+def whole_folder(path: str | Path, force: bool, inputs: Sequence[str | Path] = ()) -> Iterator[Path]:
+    """A new output folder that is empty again if the block fails: the same command can then be run once more.
+
+    Raises:
+        UsageError: as `new_folder`.
+    """
+    folder = new_folder(path, force, inputs)
+    try:
+        yield folder
+    except BaseException:
+        _empty(folder)
+        raise
+
+
 def claim_folder(
-    path: str | Path, recipe: str, *, holds: str, fix: str, force: bool, name: str = "config.yaml"
+    path: str | Path,
+    recipe: str,
+    *,
+    holds: str,
+    fix: str,
+    force: bool,
+    name: str = "config.yaml",
+    inputs: Sequence[str | Path] = (),
 ) -> Path:
     """Makes a folder the output of a recipe, or finds that it is, and returns it.
 
@@ -107,6 +133,7 @@ def claim_folder(
         recipe: the recipe's text, written to `name` before anything else.
         holds, fix: what the folder then holds and what to do, where its recipe is another one.
         force: begin anew in a folder of another recipe.
+        inputs: folders that the recipe reads.
 
     Raises:
         UsageError: the folder holds another recipe's output, or whatever `new_folder` refuses.
@@ -117,16 +144,20 @@ def claim_folder(
         return folder
     if written.exists() and not force:
         raise UsageError(f"the output folder holds {holds}", where=folder, fix=fix)
-    new_folder(folder, force=force)
+    new_folder(folder, force, inputs)
     write_atomic(written, recipe)
     return folder
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, inputs: Sequence[str | Path] = ()) -> None:
     whole = folder.resolve()
     precious = Path.cwd().is_relative_to(whole) or whole == Path.home().resolve() or (whole / ".git").exists()
     if precious:
         raise UsageError("--force will not empty this folder", where=folder, fix="Name a folder inside it")
+    for source in (Path(source).resolve() for source in inputs):
+        if source.is_relative_to(whole) or (source.exists() and whole.is_relative_to(source)):
+            what = f"--force would delete what the output is made from, {source}"
+            raise UsageError(what, where=folder, fix="Name another folder")
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -4,6 +4,7 @@ The trainer here is a few arrays; the run, its checkpoints, metrics and stream a
 is such a run, for the processes that are killed.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -117,14 +118,16 @@ def _lines(folder):
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_sigterm_saves_and_a_second_start_goes_on(place, whole, tmp_path):
-    def terminate(index, where):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_a_second_start_goes_on(number, place, whole, tmp_path):
+    def stop(index, where):
         if (index, where) == (9, place):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
-    assert start(tmp_path / "run", during=terminate) is False
-    assert signal.getsignal(signal.SIGTERM) is before and not (tmp_path / "run" / "model").exists()
+    before = signal.getsignal(number)
+    with contextlib.nullcontext() if number == signal.SIGTERM else pytest.raises(KeyboardInterrupt):
+        assert start(tmp_path / "run", during=stop) is False
+    assert signal.getsignal(number) is before and not (tmp_path / "run" / "model").exists()
     done = 9 if place == "before" else 10  # a unit that has begun to change the state is ended first
     assert (tmp_path / "run" / "checkpoints" / str(done)).is_dir() and _lines(tmp_path / "run") == done
     assert start(tmp_path / "run")

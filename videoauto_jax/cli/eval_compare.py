@@ -1,11 +1,13 @@
 """`videoauto eval compare A B`: how far two evaluations are apart, and how sure that is."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import rich
 from rich.table import Table
 
+from videoauto_jax.errors import UsageError
 from videoauto_jax.eval.comparison import compare
 from videoauto_jax.eval.results import Results
 from videoauto_jax.files import write_json
@@ -40,7 +42,14 @@ HELP = "Compares two evaluations on the samples both answered: differences with 
 
 
 def run(config: CompareConfig, *, force: bool) -> None:
-    """Prints a line per benchmark."""
+    """Prints a line per benchmark.
+
+    Raises:
+        UsageError: there is a file where the result would go, and no `force`.
+    """
+    if config.output and Path(config.output).exists() and not force:
+        fix = "Name another output=, or add --force to replace it"
+        raise UsageError("this file exists", where=config.output, fix=fix)
     a, b = Results(config.a), Results(config.b)
     sides = [(one.records, config.mode or one.config.headline_mode, one.config.sampling.threshold) for one in (a, b)]
     profile = config.profile or a.config.profile

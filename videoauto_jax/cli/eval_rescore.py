@@ -50,7 +50,8 @@ def run(config: RescoreConfig, *, force: bool) -> None:
         sampling=dataclasses.replace(sampling, threshold=threshold),
     )
     fix = "Name another output folder, or add --force to replace it"
-    folder = claim_folder(config.output, dump_config(recipe), holds="another evaluation", fix=fix, force=force)
+    text, inputs = dump_config(recipe), [config.run]
+    folder = claim_folder(config.output, text, holds="another evaluation", fix=fix, force=force, inputs=inputs)
     with RewardPool(config.graders) as pool:
         records = grade_records(results.records, pool, profile=recipe.profile)
     for name, lines in ((SAMPLES, records), (TIMINGS, results.timings)):

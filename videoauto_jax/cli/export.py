@@ -12,7 +12,7 @@ from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import load_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import UsageError
-from videoauto_jax.files import new_folder
+from videoauto_jax.files import whole_folder
 from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.recipes import load_recipe
 from videoauto_jax.train.lora import attach_adapters, merge_adapters, save_adapters
@@ -61,12 +61,12 @@ def run(config: ExportConfig, *, force: bool) -> None:
         step = checkpoints.latest() if step is None else step
         restored, _ = checkpoints.restore(step, like={"trainable": trainable}, partial=True)
     dtype = "like" if config.dtype == "base" else config.dtype
-    output = new_folder(config.output, force=force)
     model = nnx.merge(graph, restored["trainable"], frozen)
-    if recipe.lora is not None:
-        save_adapters(model, recipe.lora, output / "adapter", base=base)
-        merge_adapters(model, recipe.lora)
-    save_model(model, output, like=base, dtype=dtype)
+    with whole_folder(config.output, force, inputs=[folder / "checkpoints", base]) as output:
+        if recipe.lora is not None:
+            save_adapters(model, recipe.lora, output / "adapter", base=base)
+            merge_adapters(model, recipe.lora)
+        save_model(model, output, like=base, dtype=dtype)
     show(f"step {step} is in [bold]{escape(str(output))}[/]")
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.distributed import refuse_processes
-from videoauto_jax.files import new_folder, write_atomic
+from videoauto_jax.files import whole_folder, write_atomic
 from videoauto_jax.models.config import read_config
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import MeshConfig, make_mesh
@@ -43,10 +43,10 @@ def run(config: ImportConfig, *, force: bool) -> None:
     refuse_processes("an import", fix="Run it once, outside of the job")
     read_config(config.model)  # before the output is touched
     model = load_model(config.model, make_mesh(config.mesh), dtype="float32")
-    output = new_folder(config.output, force=force)
     everything = TrainableConfig(vision=True)
-    recipe = SFTConfig(str(Path(config.model).resolve()), str(output), mesh=config.mesh, trainable=everything)
-    with Checkpoints(output / "checkpoints") as checkpoints:
-        checkpoints.save(0, {"trainable": nnx.split(model, everything, ...)[1]}, {}, wait=True)
-    write_atomic(output / "config.yaml", dump_config(recipe))
+    with whole_folder(config.output, force, inputs=[config.model]) as output:
+        recipe = SFTConfig(str(Path(config.model).resolve()), str(output), mesh=config.mesh, trainable=everything)
+        with Checkpoints(output / "checkpoints") as checkpoints:
+            checkpoints.save(0, {"trainable": nnx.split(model, everything, ...)[1]}, {}, wait=True)
+        write_atomic(output / "config.yaml", dump_config(recipe))
     show(f"the checkpoint is in [bold]{escape(str(output))}[/]")

@@ -6,6 +6,7 @@ without a key, `POSITIONAL` (the keys they fill, in order). A verb with verbs of
 """
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, str] = VERB
     Raises:
         Exception: whatever the verb raised, with `--debug`.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its first is that there is no torch
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True, highlight=False)
     try:

@@ -49,7 +49,9 @@ def progress_bar(what: str, *, console: Console | None = None) -> Iterator[Repor
         def report(done: int, total: int, metrics: Mapping) -> None:
             bar.update(task, completed=done, total=total, numbers=headline(metrics))
             if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                console.print(f"{what}: {done}/{total}  {headline(metrics)}", markup=False, highlight=False)
+                console.print(
+                    f"{what}: {done}/{total}  {headline(metrics)}", markup=False, highlight=False, soft_wrap=True
+                )
 
         yield report
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import threading
 import time
 
@@ -53,6 +54,7 @@ def is_crash(error: RuntimeError) -> bool:
 def _follow_parent(_worker: int, _workers: int) -> None:
     # A parent killed with SIGKILL cannot stop its workers: they would keep their memory and wait for ever.
     parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to end
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 

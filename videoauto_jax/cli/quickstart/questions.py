@@ -66,12 +66,11 @@ def when(scene: Scene, rng: np.random.Generator) -> Item:
 
 
 def grounded(scene: Scene, rng: np.random.Generator) -> Item:
-    """The options are always the same: a model this small does not learn in minutes to look a letter up in the text."""
-    letter = LETTERS[SHAPES.index(scene.shape)]
+    letter, options = _shape_options(scene)
     right, wrong = _intervals(scene)
     fields = {
         "question": "Which shape is the sign while the border is lit?",
-        "options": [f"{letter}. {shape}" for letter, shape in zip(LETTERS, SHAPES)],
+        "options": options,
         "answer": letter,
         "timestamps": [[float(t) for t in scene.flash]],
     }
@@ -113,7 +112,17 @@ def still_colour(scene: Scene, second: int) -> Item:
 
 
 def still_object(scene: Scene, second: int) -> Item:
-    return _still("still_object", "Which shape is the sign?", scene.shape, SHAPES, f"{scene.shape}.")
+    """Multiple choice, with the options of `grounded`."""
+    letter, options = _shape_options(scene)
+    fields = {
+        "problem": "Which shape is the sign?",
+        "problem_type": "multiple choice",
+        "options": options,
+        "solution": f"<answer>{letter}</answer>",
+        "data_type": "image",
+    }
+    wrong, thought = _others(LETTERS, letter), f"{scene.shape}, {letter}."
+    return Item("perception", "still_object", "videor1_images", fields, "exact_match", letter, wrong, thought)
 
 
 def still_dots(scene: Scene, second: int) -> Item:
@@ -207,6 +216,12 @@ def _number(skill: str, question: str, answer: int, plausible: Sequence[int], th
     }
     wrong = _others(map(str, plausible), str(answer))
     return Item("reasoning", skill, "videor1", fields, "math", str(answer), wrong, thought)
+
+
+def _shape_options(scene: Scene) -> tuple[str, list[str]]:
+    """The right letter and all options, which are always the same: a model this small does not learn in minutes to look
+    a letter up in the text."""
+    return LETTERS[SHAPES.index(scene.shape)], [f"{letter}. {shape}" for letter, shape in zip(LETTERS, SHAPES)]
 
 
 def _still(skill: str, question: str, answer: str, plausible: Sequence[str], thought: str) -> Item:

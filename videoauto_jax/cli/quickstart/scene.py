@@ -28,7 +28,15 @@ _INSIDE = (3, 61, 3, 61)  # what the border leaves free
 _SIGN, _RADIUS = (4, 30, 4, 30), 11
 _TRACK, _BAR, _BAR_WIDTH, _REACH = (4, 30, 33, 61), (6, 28), 10, (38, 56)
 _LAMP, _RIM = (34, 60, 4, 30), 2
-_BOARD, _DOTS, _DOT_RADIUS = (33, 61, 33, 61), ((40, 40), (40, 54), (54, 40), (54, 54)), 6.5
+_BOARD = (33, 61, 33, 61)
+# Number of dots -> their radius and middles. Patterns of their own, as on a die: four steps along one line, a dot more
+# each, are told apart much later.
+_DOTS = {
+    1: (11, ((47, 47),)),
+    2: (8, ((40, 54), (54, 40))),
+    3: (6.5, ((40, 40), (40, 54), (54, 47))),
+    4: (5, ((40, 40), (40, 54), (54, 40), (54, 54))),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +125,9 @@ def _backdrop(scene: Scene, second: int, size: int) -> Float[ndarray, "H W 3"]:
     frame[_box(rows, columns, _LAMP, 0)] = COLOURS[scene.lamp[second]]
     frame[_box(rows, columns, _TRACK, 0)] = 235
     frame[_box(rows, columns, _BOARD, 0)] = 20
-    for row, column in _DOTS[: scene.dots[second]]:
-        frame[np.hypot(rows - row, columns - column) <= _DOT_RADIUS] = 235
+    radius, middles = _DOTS[scene.dots[second]]
+    for row, column in middles:
+        frame[np.hypot(rows - row, columns - column) <= radius] = 235
     if scene.flash[0] <= second < scene.flash[1]:
         frame[~_box(rows, columns, _INSIDE, 0)] = 255
     return frame

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from videoauto_jax.cli.quickstart.bars import bars
 from videoauto_jax.cli.quickstart.tiny import make_checkpoint
 from videoauto_jax.cli.quickstart.tokenizer import world_texts
 from videoauto_jax.cli.quickstart.world import data_sets, make_world
-from videoauto_jax.config import load_config
+from videoauto_jax.config import changes, load_config
 from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.report import QuickstartReport, picture, quickstart_report, write_report
 from videoauto_jax.eval.runner import evaluate, read_records
@@ -27,6 +29,14 @@ from videoauto_jax.train.sft import train_sft
 if TYPE_CHECKING:
     from videoauto_jax.cli.quickstart.verb import QuickstartConfig
 
+# Stage that trains -> the type of its recipe, and the model that it starts from.
+TRAINS = {
+    "lamp": (SFTConfig, "base"),
+    "look": (SFTConfig, "lamp/model"),
+    "study": (SFTConfig, "look/model"),
+    "warmup": (SFTConfig, "study/model"),
+    "train": (GRPOConfig, "warmup/model"),
+}
 # Stage -> what its progress bar says.
 STAGES = {
     "world": "making the video world",
@@ -40,6 +50,22 @@ STAGES = {
     "eval_trained": "evaluating the trained model",
     "export": "exporting and asking",
 }
+
+
+def packaged(kind: type, name: str, config: "QuickstartConfig"):
+    """A packaged recipe with the run's seed and the user's changes.
+
+    Raises:
+        ConfigError: a change that the recipe does not take.
+    """
+    changes = [f"{key}={json.dumps(value)}" for key, value in getattr(config, name).items()]
+    return load_config(kind, f"quickstart/{name}", [*changes, f"seed={config.seed}"])
+
+
+def recipes(config: "QuickstartConfig") -> dict:
+    """Every recipe of a run by name, so that a wrong one is told before anything is made."""
+    kinds = {stage: kind for stage, (kind, _) in TRAINS.items()} | {"eval": EvalConfig}
+    return {name: packaged(kind, name, config) for name, kind in kinds.items()}
 
 
 class Quickstart:
@@ -57,9 +83,17 @@ class Quickstart:
 
     def run(self) -> dict:
         """Runs what is left of every stage, then writes `summary.json` and `report.html`; returns the summary."""
+        acts = {
+            "world": self._world,
+            "model": self._model,
+            **{stage: partial(self._learn, stage) for stage in TRAINS},
+            "eval_warmup": partial(self._evaluate, "warmup"),
+            "eval_trained": partial(self._evaluate, "train"),
+            "export": self._export,
+        }
         for number, (stage, text) in enumerate(STAGES.items(), 1):
             with progress_bar(f"[{number}/{len(STAGES)}] {text}") as progress:
-                self._timed(stage, getattr(self, f"_{stage}"), progress)
+                self._timed(stage, acts[stage], progress)
         started = time.perf_counter()
         summary = self._summary()
         self._report(summary)
@@ -76,30 +110,15 @@ class Quickstart:
             make_checkpoint(self.folder / "base", world_texts(self.world), self.config.seed, self.config.model)
         progress(1, 1, {})
 
-    def _lamp(self, progress: Report) -> None:
-        self._teach("lamp", "base", progress)
+    def _learn(self, stage: str, progress: Report) -> None:
+        """One of the stages that train. If SIGTERM stops it, everything stops here, and the same command goes on."""
+        kind, model = TRAINS[stage]
+        learn = train_sft if kind is SFTConfig else train_grpo
+        if not learn(self._recipe(kind, stage, stage, model=model), progress=progress, lines=False):
+            raise KeyboardInterrupt
 
-    def _look(self, progress: Report) -> None:
-        self._teach("look", "lamp/model", progress)
-
-    def _study(self, progress: Report) -> None:
-        self._teach("study", "look/model", progress)
-
-    def _warmup(self, progress: Report) -> None:
-        self._teach("warmup", "study/model", progress)
-
-    def _teach(self, stage: str, model: str, progress: Report) -> None:
-        _go_on(train_sft(self._recipe(SFTConfig, stage, (stage,), model=model), progress=progress, lines=False))
-
-    def _eval_warmup(self, progress: Report) -> None:
-        self._evaluate("warmup", progress)
-
-    def _train(self, progress: Report) -> None:
-        recipe = self._recipe(GRPOConfig, "train", ("train",), model="warmup/model")
-        _go_on(train_grpo(recipe, progress=progress, lines=False))
-
-    def _eval_trained(self, progress: Report) -> None:
-        self._evaluate("train", progress)
+    def _evaluate(self, run: str, progress: Report) -> None:
+        evaluate(self._eval_recipe(run), progress=progress)
 
     def _export(self, progress: Report) -> None:
         if not (self.folder / "model" / "config.json").exists():
@@ -108,7 +127,6 @@ class Quickstart:
         # A question that needs counting, if the world asks one; in any case about a video.
         sample = min(recipe.data.samples(), key=lambda s: ("count" not in s.tags, not str(s.media).endswith(".mp4")))
         question = sample.messages[-1]["content"][-1]["text"]
-        rich.print(f"\n[dim]videoauto ask {sample.media} {question!r}[/] (the right answer is {sample.answer})")
         asked = ask.AskConfig(
             str(self.folder / "model"),
             sample.media,
@@ -118,20 +136,17 @@ class Quickstart:
             video_budget=recipe.data.video,
             dtype="float32",
         )
+        command = shlex.join(["videoauto", "ask", *changes(asked)])
+        rich.get_console().print(f"\n{command}\n(the right answer is {sample.answer})", style="dim", soft_wrap=True)
         ask.run(asked, force=False)
         progress(1, 1, {})
 
-    def _evaluate(self, run: str, progress: Report) -> None:
-        evaluate(self._eval_recipe(run), progress=progress)
-
     def _eval_recipe(self, run: str) -> EvalConfig:
-        return self._recipe(EvalConfig, "eval", ("heldout",), model=f"{run}/model", output=f"eval_{run}")
+        return self._recipe(EvalConfig, "eval", "heldout", model=f"{run}/model", output=f"eval_{run}")
 
-    def _recipe(self, kind: type, name: str, splits: tuple[str, ...], *, model: str, output: str | None = None):
-        """A packaged recipe with this run's folders, data, seed and the user's changes."""
-        changes = [f"{key}={json.dumps(value)}" for key, value in getattr(self.config, name).items()]
-        recipe = load_config(kind, f"quickstart/{name}", [*changes, f"seed={self.config.seed}"])
-        sets = {name: config for split in splits for name, config in data_sets(self.world, split).items()}
+    def _recipe(self, kind: type, name: str, split: str, *, model: str, output: str | None = None):
+        """A recipe with this run's folders and data."""
+        recipe, sets = packaged(kind, name, self.config), data_sets(self.world, split)
         return dataclasses.replace(
             recipe,
             model=str(self.folder / model),
@@ -185,9 +200,3 @@ class Quickstart:
 
     def _seconds(self) -> dict[str, float]:
         return json.loads(self._clock.read_text()) if self._clock.exists() else {}
-
-
-def _go_on(ended: bool) -> None:
-    """Stops here if SIGTERM has stopped a stage; the same command goes on with it."""
-    if not ended:
-        raise KeyboardInterrupt

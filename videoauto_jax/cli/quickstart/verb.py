@@ -1,15 +1,18 @@
 """`videoauto quickstart`: the paper in miniature, on a CPU, in minutes."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from rich import print as show
 from rich.markup import escape
 
-from videoauto_jax.cli.quickstart.spec import WorldSpec
-from videoauto_jax.cli.quickstart.stages import Quickstart
+from videoauto_jax.cli.quickstart.spec import WorldSpec, check
+from videoauto_jax.cli.quickstart.stages import Quickstart, recipes
 from videoauto_jax.cli.quickstart.tiny import TinySpec
+from videoauto_jax.cli.quickstart.world import version as world_version
 from videoauto_jax.config import dump_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.files import claim_folder
@@ -25,19 +28,19 @@ class QuickstartConfig:
         world: how large the video world is.
         model: how large the model is.
         lamp, look, study, warmup, train, eval: changes to the packaged recipes of these names in quickstart/, such as
-            `train.rounds=30`.
+            `train.rounds=30` or `train.rollout.branches=8`.
     """
 
     seed: int = 0
     output: str = "runs/quickstart"
     world: WorldSpec = WorldSpec()
     model: TinySpec = TinySpec()
-    lamp: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
-    look: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
-    study: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
-    warmup: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
-    train: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
-    eval: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
+    lamp: dict[str, Any] = dataclasses.field(default_factory=dict)
+    look: dict[str, Any] = dataclasses.field(default_factory=dict)
+    study: dict[str, Any] = dataclasses.field(default_factory=dict)
+    warmup: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    eval: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 CONFIG = QuickstartConfig
@@ -48,6 +51,7 @@ HELP = "Makes a video world and a tiny Qwen3-VL, trains it with GRPO, evaluates 
 def run(config: QuickstartConfig, *, force: bool) -> None:
     """Runs every stage that is not done yet."""
     refuse_processes("the quickstart", fix="Run it once, outside of the job")
+    check(config.seed, config.world)
     folder = _claim(config, force)
     summary = Quickstart(config, folder).run()
     met = [bar["met"] for bar in summary["bars"].values()]
@@ -57,15 +61,18 @@ def run(config: QuickstartConfig, *, force: bool) -> None:
 
 def _claim(config: QuickstartConfig, force: bool) -> Path:
     """The run's folder; a finished run of other settings steps aside, an unfinished one is not touched."""
-    folder, text = Path(config.output), dump_config(config)
+    # A run of an earlier version of this package is another one.
+    made_by = world_version() + "".join(map(dump_config, recipes(config).values()))
+    version = hashlib.sha256(made_by.encode()).hexdigest()
+    folder, text = Path(config.output), f"{dump_config(config)}# version {version}\n"
     recipe = folder / RECIPE
     other = recipe.exists() and recipe.read_text() != text
     if other and (folder / "summary.json").exists() and not force:
         aside = _free_name(folder, json.loads((folder / "summary.json").read_text())["seed"])
         folder.rename(aside)
-        show(f"the finished run of other settings is in [bold]{escape(str(aside))}[/] now")
+        show(f"the finished run of other settings or of an earlier version is in [bold]{escape(str(aside))}[/] now")
     fix = "Finish it with the command it began with, name another output=, or lose it with --force"
-    holds = "an unfinished quickstart of other settings"
+    holds = "an unfinished quickstart of other settings or of another version"
     return claim_folder(folder, text, holds=holds, fix=fix, force=force, name=RECIPE)
 
 

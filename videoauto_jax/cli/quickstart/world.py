@@ -1,7 +1,7 @@
 """The video world of the quickstart: media and annotations, in the shapes of the published training sets.
 
     videos/, images/               media of all splits
-    train/, heldout/               videor1.json, longvideoreason.json, charades.json, nextgqa.json, virl.json, dapo.json
+    train/, heldout/               annotations, a file per source (`SOURCES`)
     study/, warmup/                the same of `train`, each record with a demonstration in the field `response`
     lamp/, look/                   lessons.json: what every train video shows, the lamp alone and everything
     world.json                     what the folder was made from
@@ -34,6 +34,7 @@ SPLITS = ("train", "heldout", "lamp", "look", "study", "warmup")
 # Annotation file -> loader of its shape, folder of its media.
 SOURCES = {
     "videor1": ("VideoR1", "videos"),
+    "videor1_images": ("VideoR1", "images"),
     "longvideoreason": ("LongVideoReason", "videos"),
     "charades": ("Charades-STA", "videos"),
     "nextgqa": ("NeXT-GQA", "videos"),
@@ -41,7 +42,7 @@ SOURCES = {
     "dapo": ("DAPO-Math", ""),
     "lessons": ("videoauto_jax.cli.quickstart.world:lesson", "videos"),
 }
-_MEDIA_FIELD = {"videor1": "path", "longvideoreason": "videos"}  # "video" elsewhere
+_MEDIA_FIELD = {"videor1": "path", "videor1_images": "path", "longvideoreason": "videos"}  # "video" elsewhere
 _CODE = ("scene.py", "questions.py", "demonstrations.py", "video_file.py", "spec.py", "asking.py", "world.py")
 
 
@@ -83,6 +84,12 @@ def make_world(
     make_files(media, size=spec.size, workers=workers, report=report)
 
 
+def version() -> str:
+    """Changes with the code that makes worlds."""
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in _CODE)
+    return hashlib.sha256(sources).hexdigest()
+
+
 def data_sets(folder: str | Path, split: str) -> dict[str, DatasetConfig]:
     """The data sets of a split as a recipe names them: `load_datasets(list(sets), sets, system_prompt)`."""
     folder = Path(folder).absolute()
@@ -102,8 +109,7 @@ def lesson(record: Record) -> Sample:
 
 def _claim(folder: Path, seed: int, spec: WorldSpec) -> None:
     """Marks the folder as this world's, or finds that it is."""
-    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in _CODE)
-    identity = {"seed": seed, "spec": dataclasses.asdict(spec), "code": hashlib.sha256(sources).hexdigest()}
+    identity = {"seed": seed, "spec": dataclasses.asdict(spec), "code": version()}
     text = json.dumps(identity, indent=2) + "\n"
     marker = folder / "world.json"
     if not marker.exists():
@@ -131,6 +137,7 @@ def _write_annotations(folder: Path, asked: Iterable[Asked], demonstrate: Callab
 def _medium(source: str, file: MediaFile | None) -> dict[str, Any]:
     if file is None:
         return {}
+    shown = {"scene": file.seed} | ({} if file.second is None else {"second": file.second})
     if source == "virl":
-        return {"image": [file.path.name], "scene": file.seed, "second": file.second}
-    return {_MEDIA_FIELD.get(source, "video"): file.path.name, "scene": file.seed}
+        return {"image": [file.path.name], **shown}
+    return {_MEDIA_FIELD.get(source, "video"): file.path.name, **shown}
