@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
-from videoauto_jax.data.tokenizer import resolve_folder
 from videoauto_jax.eval.config import EvalConfig
-from videoauto_jax.models.config import read_config
+from videoauto_jax.models.config import read_config, resolve_folder
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.sampling.answer import Answer
 from videoauto_jax.sampling.config import checkpoint_defaults
@@ -21,7 +20,7 @@ def check_model(config: EvalConfig) -> None:
     Raises:
         ModelError: it is not, or it cannot be reached.
     """
-    read_config(resolve_folder(config.model))
+    read_config(config.model)
 
 
 def as_sampled(config: EvalConfig, sampling: SamplingConfig) -> SamplingConfig:
@@ -49,8 +48,7 @@ class ModelAnswerer:
         config = self._config
         sampling = as_sampled(config, sampling)
         if self._sampler is None:
-            folder = resolve_folder(config.model, weights=True)
-            model = load_model(folder, make_mesh(config.mesh), config.dtype)
+            model = load_model(config.model, make_mesh(config.mesh), config.dtype)
             self._sampler = Sampler(model, self._processor, sampling)
         self._sampler.config = sampling
         return self._sampler

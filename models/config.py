@@ -120,17 +120,39 @@ class QwenVLConfig:
     vision: Qwen2_5VisionConfig | Qwen3VisionConfig
 
 
+def resolve_folder(path: str | Path, *, weights: bool = False) -> Path:
+    """A local folder; of a model named as on the Hugging Face hub the small files, or all, are downloaded.
+
+    Raises:
+        ModelError: there is no such folder, and no such model can be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    cause = None
+    if isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            patterns = ["*.json", "*.jinja", "merges.txt", *(["*.safetensors"] if weights else [])]
+            return Path(snapshot_download(path, allow_patterns=patterns))
+        except Exception as error:  # the hub raises many unrelated kinds, offline and online
+            cause = error
+    raise ModelError("no such checkpoint folder", where=path, fix="Check the path, or download the model") from cause
+
+
 def read_config(folder: str | Path) -> QwenVLConfig:
     """Reads `config.json` of an HF folder, and the normalisation of pixels from its image processor's file.
 
     Raises:
         ModelError: no folder, no config, another architecture, a missing fact, an unsupported rope type.
     """
-    path = Path(folder) / "config.json"
+    found = resolve_folder(folder)
+    path = found / "config.json"
     facts = read_json(path)
     if facts is None:
         raise ModelError("not a model folder: no config.json", where=folder, fix="Give an HF model folder")
-    return parse_config(facts, read_image_facts(Path(folder)), where=path)
+    return parse_config(facts, read_image_facts(found), where=path)
 
 
 def read_image_facts(folder: Path) -> dict:

@@ -13,7 +13,7 @@ from flax import nnx
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from videoauto_jax.errors import ModelError
-from videoauto_jax.models.config import QwenVLConfig, read_config, read_json
+from videoauto_jax.models.config import QwenVLConfig, read_config, read_json, resolve_folder
 from videoauto_jax.models.placing import gather, place
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 from videoauto_jax.models.tensor_files import INDEX, StoredTensor, Written, stored_tensors, write_file
@@ -32,7 +32,7 @@ def load_model(
     """An HF folder as a model, every parameter streamed straight into its sharding.
 
     Args:
-        folder: HF model folder (config.json, safetensors).
+        folder: HF model folder (config.json, safetensors), or the name of a model on the Hugging Face hub.
         mesh: device mesh; None puts everything on the default device.
         dtype: dtype of activations and matrix products.
         param_dtype: dtype of stored parameters, by default `dtype`; training keeps float32 masters.
@@ -40,7 +40,7 @@ def load_model(
     Raises:
         ModelError: not such a folder, or tensors that are missing, unexpected, misshapen or truncated; named.
     """
-    folder = Path(folder)
+    folder = resolve_folder(folder, weights=True)
     config = read_config(folder)
     graph, state = nnx.split(abstract_model(config, dtype, jnp.dtype(param_dtype or dtype)))
     wanted, stored = parameter_paths(state), _stored(folder, config)
@@ -112,7 +112,7 @@ def save_model(
         dtype: dtype of the written tensors, by default the parameters' own; `like`: each as in that folder.
         max_shard_size: size at which a safetensors file is full, by default as in `like`, or 5GB.
     """
-    folder, like = Path(folder), Path(like)
+    folder, like = Path(folder), resolve_folder(like, weights=True)
     stored = _stored(like, model.config) if any(like.glob("*.safetensors")) else {}
     written = list(_written(model, stored, dtype, like))
     if jax.process_index() == 0:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from videoauto_jax.config import dump_config, load_config, settings
+from videoauto_jax.config import changes, dump_config, load_config, settings
 from videoauto_jax.errors import ConfigError
 
 
@@ -226,6 +226,13 @@ def test_dump_round_trips(tmp_path):
     again = load_config(Recipe, path)
     assert again == config and dump_config(again) == dump_config(config)
     assert dataclasses.is_dataclass(again.judge) and again.judge.threshold == 3
+
+
+def test_changes_make_the_configuration_again():
+    config = Recipe("m", question='say "3" # or: 4', data=("a", "b"), optimizer=Optimizer(lr=5e-6, kind="muon"))
+    overrides = list(changes(config))
+    assert overrides[0] == "model=m" and "optimizer.kind=muon" in overrides and len(overrides) == 4
+    assert load_config(Recipe, None, overrides) == config
 
 
 def test_settings_show_every_key_with_type_default_and_comment():

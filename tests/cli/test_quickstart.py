@@ -8,8 +8,8 @@ import pytest
 from videoauto_jax.cli.quickstart.bars import bars
 from videoauto_jax.cli.quickstart.spec import WorldSpec
 from videoauto_jax.cli.quickstart.tiny import TinySpec
-from videoauto_jax.cli.quickstart.verb import QuickstartConfig, run
-from videoauto_jax.errors import UsageError
+from videoauto_jax.cli.quickstart.verb import QuickstartConfig, _claim, run
+from videoauto_jax.errors import ConfigError, UsageError
 from videoauto_jax.files import read_jsonl
 
 KINDS = {"all", "perception", "reasoning", "grounding"}
@@ -62,6 +62,24 @@ def test_a_second_start_changes_nothing_and_another_seed_steps_aside(finished, t
     with pytest.raises(UsageError, match="unfinished"):
         run(dataclasses.replace(finished, seed=1), force=False)
     (folder / "hidden.json").rename(folder / "summary.json")
+    _claim(dataclasses.replace(finished, seed=1), force=False)
+    assert (folder.with_name("quickstart-seed0") / "eval_train" / "samples.jsonl").read_bytes() == before
+    assert [file.name for file in folder.iterdir()] == ["quickstart.yaml"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": -1}, "negative"),
+        ({"world": WorldSpec(size=33)}, "33 pixels"),
+        ({"train": {"roundz": 9}}, 'unknown key "roundz".*rounds'),
+        ({"eval": {"sampling": {"threshold": "high"}}}, "threshold"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_made(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run(_config(tmp_path, **changes), force=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bars_read_the_scores():

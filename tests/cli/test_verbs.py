@@ -1,6 +1,9 @@
 """The verbs over a tiny random checkpoint: what they print and write, and the one line that bad input ends in."""
 
+import errno
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from videoauto_jax.eval import runner
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
+from videoauto_jax.train.run import remember_base
 
 
 @pytest.fixture
@@ -221,6 +225,37 @@ def test_export_refuses_what_is_no_run(videoauto, run_folder, tiny_folder, tmp_p
 def test_export_refuses_a_base_of_another_architecture(videoauto, run_folder, untied_folder):
     message = error_of(videoauto("export", run_folder, "hf", f"base={untied_folder}"), 1)
     assert "head/kernel" in message
+
+
+def test_export_refuses_other_weights_than_the_run_started_from(videoauto, run_folder, tiny_folder, tmp_path):
+    remember_base(run_folder, tiny_folder)
+    assert videoauto("export", run_folder, "hf")[0] == 0
+    message = error_of(videoauto("export", run_folder, "again", "base=hf"), 2)
+    assert "did not start from the weights that are in hf" in message and "base=FOLDER" in message
+
+
+def test_force_never_deletes_what_an_output_is_made_from(videoauto, run_folder, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    files = sorted(tmp_path.rglob("*"))
+    for command in (
+        ("export", run_folder, run_folder),
+        ("export", run_folder, run_folder / "checkpoints"),
+        ("export", run_folder, "base", "base=base"),
+        ("import", "base", "base"),
+    ):
+        assert "would delete what the output is made from" in error_of(videoauto(*command, "--force"), 2)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_full_disk_leaves_nothing_of_an_export(videoauto, run_folder, tmp_path, monkeypatch):
+    def fail(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fail)  # the last thing that happens to a file of weights
+        assert "the disk is full" in error_of(videoauto("export", run_folder, "hf"), 1)
+    assert list((tmp_path / "hf").iterdir()) == []
+    assert videoauto("export", run_folder, "hf")[0] == 0
 
 
 # progress

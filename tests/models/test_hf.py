@@ -204,10 +204,11 @@ def test_pieces_of_any_size_make_the_same_parameters(family, checkpoint, monkeyp
 
 
 def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):
+    for nowhere in (tmp_path / "nowhere", tiny_folder / "config.json"):
+        with pytest.raises(ModelError, match="no such checkpoint folder"):
+            load_model(nowhere)
     with pytest.raises(ModelError, match="not a model folder"):
-        load_model(tmp_path / "nowhere")
-    with pytest.raises(ModelError, match="not a model folder"):
-        load_model(tiny_folder / "config.json")
+        load_model(tmp_path)
     shutil.copy(tiny_folder / "config.json", tmp_path)
     with pytest.raises(ModelError, match="no safetensors files"):
         load_model(tmp_path)

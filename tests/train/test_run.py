@@ -79,7 +79,7 @@ class ToyRun(Run):
 
 
 def start(folder, **options):
-    with ToyRun(SFTConfig(model="toy", output=str(folder), save_every=4), lines=False) as run:
+    with ToyRun(SFTConfig(model=str(folder.parent), output=str(folder), save_every=4), lines=False) as run:
         return run.finished() or train_run(run, Toy(**options))
 
 

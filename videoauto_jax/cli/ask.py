@@ -11,8 +11,8 @@ from rich.text import Text
 from videoauto_jax.data.annotations import ImageBudget, VideoBudget
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor, load_processor
-from videoauto_jax.data.tokenizer import resolve_folder
 from videoauto_jax.errors import MediaError, UsageError
+from videoauto_jax.models.config import resolve_folder
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.protocol.grammar import is_fallback
 from videoauto_jax.protocol.prompts import BOXED_SUFFIX, system_prompt

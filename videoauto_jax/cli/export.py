@@ -11,12 +11,13 @@ from rich.markup import escape
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import load_config
 from videoauto_jax.distributed import refuse_processes
-from videoauto_jax.errors import UsageError
+from videoauto_jax.errors import ModelError, UsageError
 from videoauto_jax.files import whole_folder
 from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.recipes import load_recipe
 from videoauto_jax.train.lora import attach_adapters, merge_adapters, save_adapters
 from videoauto_jax.train.recipe import GRPOConfig, RunConfig, SFTConfig
+from videoauto_jax.train.run import check_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +50,11 @@ def run(config: ExportConfig, *, force: bool) -> None:
     folder, step = find_run(Path(config.run))
     recipe = read_run(folder)
     base = config.base or recipe.model
-    if not Path(base).is_dir():
-        fix = "Add base=FOLDER: the model that the run started from"
-        raise UsageError(f"the run started from {base}, which is not there", where=folder, fix=fix)
+    fix = "Add base=FOLDER: the model that the run started from"
+    try:
+        check_base(folder, base, fix=fix)
+    except ModelError:
+        raise UsageError(f"the run started from {base}, which is not there", where=folder, fix=fix) from None
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         model = load_model(base, dtype="float32")
         if recipe.lora is not None:

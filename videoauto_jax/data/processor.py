@@ -17,10 +17,11 @@ from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.patches import concatenate_vision
 from videoauto_jax.data.resize import ResizeMode
 from videoauto_jax.data.settings import VisionSettings, read_settings
-from videoauto_jax.data.tokenizer import chat_template, load_tokenizer, resolve_folder
+from videoauto_jax.data.tokenizer import chat_template, load_tokenizer
 from videoauto_jax.data.visuals import ReaderName, Visual, load_visual
 from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, ModelError
+from videoauto_jax.models.config import resolve_folder
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.rope import Convention, mrope_positions, next_position
 

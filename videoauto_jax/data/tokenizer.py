@@ -6,27 +6,6 @@ from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import read_json
 
 
-def resolve_folder(path: str | Path, *, weights: bool = False) -> Path:
-    """A local folder; of a model named as on the Hugging Face hub the small files, or all, are downloaded.
-
-    Raises:
-        ModelError: there is no such folder, and no such model can be reached.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    cause = None
-    if isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-
-        try:
-            patterns = ["*.json", "*.jinja", "merges.txt", *(["*.safetensors"] if weights else [])]
-            return Path(snapshot_download(path, allow_patterns=patterns))
-        except Exception as error:  # the hub raises many unrelated kinds, offline and online
-            cause = error
-    raise ModelError("no such checkpoint folder", where=path, fix="Check the path, or download the model") from cause
-
-
 def load_tokenizer(folder: Path):
     """The fast tokenizer of a checkpoint folder.
 
