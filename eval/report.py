@@ -39,7 +39,6 @@ class QuickstartReport:
         bars: name -> `{"value", "target", "met"}`, and optionally "unit" (`points`, `%`, `x`, `s`).
         sft_metrics, grpo_metrics: lines of the runs' metrics.jsonl.
         records: the trained model's records.
-        facts: further lines for the head, such as the number of parameters: name -> text.
         samples: how many answers are shown.
     """
 
@@ -51,7 +50,6 @@ class QuickstartReport:
     sft_metrics: Sequence[Mapping]
     grpo_metrics: Sequence[Mapping]
     records: Sequence[Record]
-    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     samples: int = 8
 
 
@@ -66,7 +64,7 @@ def quickstart_report(data: QuickstartReport) -> str:
         "tokens of auto, mean": _number(trained["auto"]["all"]["tokens"], "{:.1f}"),
         "think ratio of auto": _percent(trained["auto"]["all"]["think_ratio"]),
         "the whole run": _duration(total),
-    } | dict(data.facts)
+    }
     lead = (
         f"Seed {data.seed}. A small Qwen3-VL was warmed up, trained with GRPO and evaluated on {len(data.records)} "
         f"held-out items; mode auto thinks where the first answer's confidence is below {data.threshold:.4g}."

@@ -55,23 +55,6 @@ def threshold_curve(records: Sequence[Record], thresholds: Sequence[float]) -> l
     return [{"threshold": float(threshold), **at(threshold)} for threshold in thresholds]
 
 
-def pick_threshold(records: Sequence[Record], tolerance: float = 0.01) -> float:
-    """The lowest threshold, so the one with fewest tokens, at which `auto` is as accurate as the better of `first` and
-    `second`, give or take `tolerance`.
-
-    The result is a confidence that occurs in the records, 0 (every answer with a confidence ends early) or
-    `ALWAYS_THINK`. Pick it on other records than those it is reported on.
-    """
-    fixed = score_modes(records, 0.0, modes=("first", "second"), slices={"all": None})
-    best = max((fixed[mode]["all"]["accuracy"] or 0.0) for mode in fixed)
-    found = {float(record["confidence"]) for record in records if record["confidence"] >= 0}
-    candidates = [0.0, *sorted(found), ALWAYS_THINK]
-    for point in threshold_curve(records, candidates):
-        if (point["accuracy"] or 0.0) >= best - tolerance - 1e-12:
-            return point["threshold"]
-    return ALWAYS_THINK
-
-
 def reliability(records: Sequence[Record], bins: int = 10) -> list[dict[str, float | int | None]]:
     """How often first answers of a confidence are right: equal bins over 0..1, each `{"low", "high", "n", "right",
     "confidence", "accuracy"}` (the last two are means, null in an empty bin). Records without confidence are left out.

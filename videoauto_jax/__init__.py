@@ -11,6 +11,8 @@ _PUBLIC = {
     "Sampler": "videoauto_jax.sampling.sampler",
     "SamplingConfig": "videoauto_jax.sampling.sampler",
     "Answer": "videoauto_jax.sampling.answer",
+    "BOXED_SUFFIX": "videoauto_jax.protocol.prompts",
+    "system_prompt": "videoauto_jax.protocol.prompts",
     "VideoAutoError": "videoauto_jax.errors",
 }
 

@@ -83,7 +83,7 @@ def test_words_and_settings_reach_the_verb(videoauto, tmp_path):
         (["shw"], 2, ['unknown verb "shw"', '"show"?']),
         (["zzz"], 2, ["Verbs: show, train"]),
         (["--force"], 2, ["no verb was given", "Verbs:"]),
-        (["show", "--lr", "3"], 2, ["unknown option --lr", "key=value"]),
+        (["show", "--lr", "3"], 2, ["unknown option --lr", "lr=value"]),
         (["show", "-c"], 2, ["-c needs a recipe"]),
         (["show", "-c", "gone"], 2, ['no recipe "gone"']),
         (["show", "v", "q", "third"], 2, ['unexpected "third"', "VIDEO QUESTION"]),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -270,7 +271,16 @@ def test_without_a_terminal_a_line_stands_for_every_tenth(capsys):
     with progress_bar("train") as report:
         for step in range(1, 21):
             report(step, 20, {"loss": 1.0})
-    assert capsys.readouterr().out.splitlines() == [f"train: {step}/20  loss 1" for step in range(2, 21, 2)]
+    lines = capsys.readouterr().out.splitlines()
+    for step, line in zip(range(2, 21, 2), lines, strict=True):
+        left = "" if step == 20 else r"  0:00:0\d left"
+        assert re.fullmatch(rf"train: {step}/20{left}  loss 1", line)
+
+
+def test_a_verb_lists_its_inner_verbs_and_knows_the_nearest(videoauto):
+    status, out, _ = videoauto("eval", "--help")
+    assert status == 0 and all(f"eval {inner}" in out for inner in ("compare", "calibrate", "rescore"))
+    assert 'Did you mean "eval compare"?' in error_of(videoauto("eval", "compar", "a", "b"), 2)
 
 
 def test_ask_without_words_is_a_usage_error():

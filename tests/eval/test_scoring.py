@@ -8,7 +8,6 @@ from videoauto_jax.eval.cases import Case
 from videoauto_jax.eval.records import make_records
 from videoauto_jax.eval.scoring import (
     ALWAYS_THINK,
-    pick_threshold,
     reliability,
     score_modes,
     thinks,
@@ -144,18 +143,6 @@ def test_the_curve_is_mode_auto_at_every_threshold(records):
     for point in points:
         auto = score_modes(records, point["threshold"])["auto"]["all"]
         assert {"threshold": point["threshold"], **auto} == point
-
-
-def test_the_picked_threshold_is_the_lowest_that_loses_nothing(records):
-    # The better mode is right 5 times of 6: so is auto once the grounded question (0.6) and the sum think.
-    assert pick_threshold(records, 0.0) == pytest.approx(0.80)
-    assert pick_threshold(records, 1 / 6) == pytest.approx(0.60)
-    assert pick_threshold(records, 1.0) == 0.0
-
-
-def test_if_only_thinking_helps_everything_thinks(pool):
-    rows = [(("reasoning",), "math", "7", PAIR % ("3", "7"), 1.0, 30, 4)]
-    assert pick_threshold(records_of(rows, pool), 0.0) == ALWAYS_THINK
 
 
 def test_reliability_counts_right_first_answers_by_confidence(records):

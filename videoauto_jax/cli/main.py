@@ -99,7 +99,8 @@ def parse(arguments: Sequence[str]) -> Command:
         elif word in ("--force", "--debug"):
             setattr(command, word[2:], True)
         elif word.startswith("-") and len(word) > 1:
-            fix = "Options are -c, --force, --debug and --help; settings are written key=value"
+            key = word.strip("-").partition("=")[0].replace("-", "_")
+            fix = f"Options are -c, --force, --debug and --help; settings are written {key}=value"
             raise UsageError(f"unknown option {word}", fix=fix)
         elif command.verb is None:
             command.verb = word
@@ -123,7 +124,7 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         word = command.words.pop(0)
         command.verb, module = f"{command.verb} {word}", import_module(inner[word])
     if command.help:
-        show_verb(command.verb, module)
+        show_verb(command.verb, module, {word: summary(name) for word, name in inner.items()})
         return
     overrides = [*_positional(command, module), *command.overrides]
     module.run(load_config(module.CONFIG, command.recipe, overrides), force=command.force)
@@ -135,8 +136,11 @@ def _positional(command: Command, module: ModuleType) -> list[str]:
         extra = command.words[len(names)]
         takes = " ".join(name.upper() for name in names)
         fix = f"{command.verb} takes {f'{takes}, then ' if takes else ''}key=value; quote what holds spaces"
+        near = get_close_matches(command.words[0], getattr(module, "VERBS", {}), n=1)
         if Path(extra).suffix in (".yaml", ".yml"):
             fix = f"A recipe is given as -c {extra}"
+        elif near:
+            fix = f'Did you mean "{command.verb} {near[0]}"?'
         raise UsageError(f'unexpected "{extra}"', fix=fix)
     return [f"{name}={word}" for name, word in zip(names, command.words)]
 

@@ -1,6 +1,8 @@
 """The progress bar of every long verb: steps, time left, a few live numbers."""
 
+import datetime
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -45,15 +47,25 @@ def progress_bar(what: str, *, console: Console | None = None) -> Iterator[Repor
     console = console or rich.get_console()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, numbers="")
+        first: list[tuple[int, float]] = []  # what was done when this start began to report, and when that was
 
         def report(done: int, total: int, metrics: Mapping) -> None:
+            if not first:
+                first.append((done, time.monotonic()))
             bar.update(task, completed=done, total=total, numbers=headline(metrics))
             if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                console.print(
-                    f"{what}: {done}/{total}  {headline(metrics)}", markup=False, highlight=False, soft_wrap=True
-                )
+                line = f"{what}: {done}/{total}{_left(*first[0], done, total)}  {headline(metrics)}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield report
+
+
+def _left(before: int, began: float, done: int, total: int) -> str:
+    """How long the rest takes at the pace so far, once there is one."""
+    if not before < done < total:
+        return ""
+    seconds = (time.monotonic() - began) / (done - before) * (total - done)
+    return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
 
 def headline(metrics: Mapping) -> str:

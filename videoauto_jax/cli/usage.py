@@ -25,11 +25,14 @@ def show_overview(summaries: Mapping[str, str]) -> None:
     console.print("\nvideoauto VERB --help lists the keys of a verb.")
 
 
-def show_verb(verb: str, module: ModuleType) -> None:
-    """Prints a verb's line and its keys with types and defaults."""
+def show_verb(verb: str, module: ModuleType, inner: Mapping[str, str]) -> None:
+    """Prints a verb's line, the verbs inside of it with a line each, and its keys with types and defaults."""
     words = "".join(f" {name.upper()}" for name in getattr(module, "POSITIONAL", ()))
     console = _console(f"usage: videoauto {verb}{words} [-c RECIPE] [key=value ...] [--force] [--debug]")
-    console.print(Text(f"\n{module.HELP}\n"))
+    console.print(Text(f"\n{module.HELP}"))
+    if inner:
+        _show(console, {f"{verb} {word}": line for word, line in inner.items()})
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("key", "type", "default", ""):
         table.add_column(heading, overflow="fold")

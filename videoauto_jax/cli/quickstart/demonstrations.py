@@ -25,7 +25,7 @@ class DemonstrationMix:
     perception_first_wrong: float = 0.0
     reasoning_fallback: float = 0.3
     reasoning_first_right: float = 0.25
-    careful: float = 0.35
+    careful: float = 0.3
     hurried_right: float = 0.25
 
 

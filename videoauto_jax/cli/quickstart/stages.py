@@ -22,6 +22,7 @@ from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.report import QuickstartReport, picture, quickstart_report, write_report
 from videoauto_jax.eval.runner import evaluate, read_records
 from videoauto_jax.files import read_jsonl, write_atomic, write_json
+from videoauto_jax.protocol import BOXED_SUFFIX
 from videoauto_jax.train.loop import train_grpo
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
 from videoauto_jax.train.sft import train_sft
@@ -126,7 +127,7 @@ class Quickstart:
         recipe = self._eval_recipe("train")
         # A question that needs counting, if the world asks one; in any case about a video.
         sample = min(recipe.data.samples(), key=lambda s: ("count" not in s.tags, not str(s.media).endswith(".mp4")))
-        question = sample.messages[-1]["content"][-1]["text"]
+        question = sample.messages[-1]["content"][-1]["text"].removesuffix(BOXED_SUFFIX)  # `ask` appends it
         asked = ask.AskConfig(
             str(self.folder / "model"),
             sample.media,
