@@ -193,7 +193,7 @@ def parse_config(facts: dict, images: dict | None = None, *, where: object = Non
         raise ModelError(f"unsupported architecture {family!r}", where=where, fix=f"Supported: {', '.join(FAMILIES)}")
     try:
         text = _text(facts | (facts.get("text_config") or {}), facts, family)
-        vision = _vision(facts["vision_config"], images or {}, family)
+        vision = _vision(facts.get("vision_config") or _lacks("vision_config"), images or {}, family)
     except KeyError as error:
         what = f"config.json lacks {error.args[0]!r}"
         raise ModelError(what, where=where, fix="Use the checkpoint's own file") from None
@@ -206,6 +206,15 @@ def parse_config(facts: dict, images: dict | None = None, *, where: object = Non
     return QwenVLConfig(family, text, vision)
 
 
+def _lacks(key: str) -> dict:
+    raise KeyError(key)
+
+
+def _check_activation(facts: dict, known: str) -> None:
+    if facts.get("hidden_act", known) != known:
+        raise ModelError(f"hidden_act {facts['hidden_act']!r} is not supported", fix=f"Only {known} is")
+
+
 def _text(facts: dict, outer: dict, family: str) -> TextConfig:
     rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -213,6 +222,7 @@ def _text(facts: dict, outer: dict, family: str) -> TextConfig:
         raise ModelError(f"unsupported rope type {kind!r}", fix="Only unscaled M-RoPE checkpoints are supported")
     if facts.get("use_sliding_window"):
         raise ModelError("sliding-window attention is not supported", fix="Set use_sliding_window to false")
+    _check_activation(facts, "silu")
     heads, old = facts["num_attention_heads"], family == "qwen2_5_vl"
     size = {"qwen3_vl": 128}.get(family) or facts["hidden_size"] // heads
     return TextConfig(
@@ -226,7 +236,7 @@ def _text(facts: dict, outer: dict, family: str) -> TextConfig:
         rope_theta=float(rope.get("rope_theta") or facts["rope_theta"]),
         mrope_section=tuple(rope.get("mrope_section") or ((16, 24, 24) if old else (24, 20, 20))),
         mrope_interleaved=not old,
-        norm_eps=facts.get("rms_norm_eps", 1e-6),
+        norm_eps=facts.get("rms_norm_eps", 1e-5 if old else 1e-6),
         tied_head=bool(outer.get("tie_word_embeddings") or (old and facts.get("tie_word_embeddings"))),
         qkv_bias=old,
         qk_norm=not old,
@@ -243,6 +253,10 @@ def _experts(facts: dict) -> ExpertConfig:
 
 def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
     old = family == "qwen2_5_vl"
+    _check_activation(facts, "silu" if old else "gelu_pytorch_tanh")
+    deepstack = tuple(() if old else facts["deepstack_visual_indexes"])
+    if list(deepstack) != sorted(set(deepstack)):
+        raise ModelError(f"deepstack_visual_indexes {list(deepstack)} do not rise", fix="List the layers in order")
     mean, std = (
         tuple(images.get(key) or default) for key, default in zip(("image_mean", "image_std"), _CLIP if old else _HALF)
     )
@@ -265,5 +279,5 @@ def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwe
     return Qwen3VisionConfig(
         **common,
         num_position_embeddings=facts["num_position_embeddings"],
-        deepstack_layers=tuple(facts["deepstack_visual_indexes"]),
+        deepstack_layers=deepstack,
     )

@@ -173,6 +173,8 @@ def plan_files(
 def write_files(written: list[Written], folder: Path, plan: dict[str, list[str]]) -> None:
     """Writes the files of a plan, and their index if there are several."""
     tensors = {tensor[0]: tensor for tensor in written}
+    if jax.process_index() == 0:
+        _remove_others(folder, set(plan))
     for file, keys in plan.items():
         write_file(folder / file, [tensors[key] for key in keys])
     if list(plan) == ["model.safetensors"] or jax.process_index():
@@ -181,6 +183,13 @@ def write_files(written: list[Written], folder: Path, plan: dict[str, list[str]]
     weight_map = {key: file for file, keys in plan.items() for key in keys}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _remove_others(folder: Path, planned: set[str]) -> None:
+    """Weights of an earlier model in the same folder, which readers would take for these."""
+    for file in [folder / INDEX, *folder.glob("model*.safetensors")]:
+        if file.name not in planned:
+            file.unlink(missing_ok=True)
 
 
 def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: str = "5GB") -> None:

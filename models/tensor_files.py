@@ -60,6 +60,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         ModelError: there are no such files, or one is missing, broken, truncated or of an unsupported dtype.
     """
     index = read_json(folder / INDEX)
+    if index and not isinstance(index.get("weight_map"), dict):
+        raise ModelError("no weight_map in the index of weights", where=folder / INDEX, fix=_AGAIN)
     names = sorted(set(index["weight_map"].values())) if index else [file.name for file in folder.glob("*.safetensors")]
     if not names:
         raise ModelError("no safetensors files", where=folder, fix="Download the model's weights into this folder")

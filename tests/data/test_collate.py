@@ -1,5 +1,7 @@
 """Batches on a short ladder of shapes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,14 @@ def test_rows_are_padded_on_the_right_and_point_at_their_own_visuals():
     np.testing.assert_array_equal(batch.vision.patches[[0, 32, 48], 0], [70, 20, 0])
     np.testing.assert_array_equal(np.bincount(batch.vision.segment_ids), [16, 16, 16, 16])
     assert batch.vision.segment_bound == 16
+
+
+def test_no_rung_cuts_a_token():
+    nine = prompt(4)
+    frames = pack_frames(np.zeros((2, 96, 96, 3), np.uint8), 16, 8, merge_size=3)
+    nine = dataclasses.replace(nine, vision=frames, vision_index=np.arange(4, dtype=np.int32))
+    assert len(frames.segment_ids) == 36
+    assert collate([nine]).vision.patches.shape[0] == 72 and collate([nine], patches=[50]).vision.patches.shape[0] == 54
 
 
 def test_fixed_shapes_and_text_only():

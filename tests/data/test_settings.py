@@ -5,7 +5,7 @@ import json
 import pytest
 
 from videoauto_jax.data.settings import read_settings
-from videoauto_jax.errors import ModelError
+from videoauto_jax.errors import DataError, ModelError
 
 
 def folder_with(tmp_path, **files):
@@ -58,6 +58,10 @@ def test_a_stated_maximum_lowers_the_default_minimum(tmp_path):
     assert settings.with_budget({"min_pixels": 10**6}, "image") == {"min_pixels": 10**6, "max_pixels": 10**6}
     assert settings.with_budget({"max_pixels": 4096, "fps": None}, "video") == {"min_pixels": 4096, "max_pixels": 4096}
     assert settings.with_budget({}, "video") == {"min_pixels": 128 * 32**2}
+    for wrong in ({"max_pixels": "200704"}, {"max_pixels": 0}, {"min_pixels": -1}, {"resized_height": "64"}):
+        (key,) = wrong
+        with pytest.raises(DataError, match=f"{key}=.* is not a positive number"):
+            settings.with_budget(wrong, "image")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,11 @@ def facts(folder):
     [
         (lambda f: f | {"model_type": "qwen2_vl"}, "unsupported architecture 'qwen2_vl'"),
         (lambda f: {key: f[key] for key in f if key != "vision_config"}, "lacks 'vision_config'"),
+        (lambda f: f | {"vision_config": None}, "lacks 'vision_config'"),
         (lambda f: with_text(f, hidden_size=None), "lacks 'hidden_size'"),
+        (lambda f: with_text(f, hidden_act="gelu"), "hidden_act 'gelu'"),
+        (lambda f: with_vision(f, hidden_act="silu"), "hidden_act 'silu'"),
+        (lambda f: with_vision(f, deepstack_visual_indexes=[2, 0]), "do not rise"),
         (lambda f: with_text(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope type 'yarn'"),
         (lambda f: with_text(f, rope_parameters={"mrope_section": [4, 2, 1], "rope_theta": 1e6}), "mrope_section"),
     ],
@@ -29,6 +33,10 @@ def facts(folder):
 def test_configs_that_cannot_be_served_are_named(tiny_folder, change, message):
     with pytest.raises(ModelError, match=message):
         parse_config(change(facts(tiny_folder)))
+
+
+def with_vision(found, **changes):
+    return found | {"vision_config": found["vision_config"] | changes}
 
 
 def with_text(found, **changes):

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models import placing
 from videoauto_jax.models.hf import load_model, save_model, write_tensors
 from videoauto_jax.models.qwen_vl import parameter_paths
+from videoauto_jax.models.tensor_files import INDEX
 
 
 def tensors_of(folder):
@@ -201,6 +203,20 @@ def test_pieces_of_any_size_make_the_same_parameters(family, checkpoint, monkeyp
     for where in (None, mesh):
         for path, found in parameter_paths(load_model(folder, where, dtype="float32")).items():
             np.testing.assert_array_equal(found, expected[path], err_msg=path)
+
+
+@pytest.mark.parametrize("sizes", [("20KB", "5GB"), ("5GB", "20KB")])
+def test_a_second_save_into_a_folder_leaves_nothing_of_the_first(sizes, tiny_folder, tiny_model, tmp_path):
+    graph, state = nnx.split(tiny_model)
+    other = nnx.merge(graph, jax.tree.map(lambda x: x + 1, state))
+    for model, size in zip((tiny_model, other), sizes):
+        save_model(model, tmp_path, like=tiny_folder, max_shard_size=size)
+    found, expected = (parameter_paths(model) for model in (load_model(tmp_path, dtype="float32"), other))
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+    named = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values()) if sizes[1] == "20KB" else None
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == (named or {"model.safetensors"})
+    assert (tmp_path / INDEX).exists() == bool(named)
 
 
 def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):

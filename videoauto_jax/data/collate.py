@@ -1,5 +1,6 @@
 """Prompts of different lengths to one batch whose shapes come from a short ladder."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ def collate(
 
     Args:
         lengths: ladder of row lengths T; `bucket`'s own without one. A ladder of one rung fixes the shape.
-        patches: the same for the packed patches Q of the whole batch, in multiples of 4.
+        patches: the same for the packed patches Q of the whole batch; rounded up to whole tokens.
         pad_token_id: fills padded tokens.
 
     Raises:
@@ -68,5 +69,7 @@ def collate(
         rows += int(prompt.vision_index.max(initial=-1)) + 1
     vision = concatenate_vision([prompt.vision for prompt in encoded if prompt.vision is not None])
     if vision is not None:
-        vision = pad_vision(vision, bucket(len(vision.segment_ids), patches))
+        patch_count = len(vision.segment_ids)
+        whole = patch_count // rows  # patches that become one token: no rung may cut them
+        vision = pad_vision(vision, math.ceil(bucket(patch_count, patches) / whole) * whole)
     return ModelInputs(token_ids, positions, segment_ids, vision_index, vision)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from videoauto_jax.data.vision import VIDEO_FRAME_TOKENS
+from videoauto_jax.data.vision import VIDEO_FRAME_TOKENS, check_numbers
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import read_image_facts, read_json
 
 FAMILIES = MappingProxyType({"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"})
 _DEFAULTS = {
-    "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 2, "window_size": 112},
+    "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 4, "window_size": 112},
     "qwen3_vl": {"patch_size": 16, "num_position_embeddings": 2304, "window_size": 0},
 }
 
@@ -42,7 +42,12 @@ class VisionSettings:
     token_ids: Mapping[str, int | list[int]]
 
     def with_budget(self, visual: Mapping, kind: str) -> dict:
-        """The visual with the folder's pixel budget where it states none; a stated maximum lowers a default minimum."""
+        """The visual with the folder's pixel budget where it states none; a stated maximum lowers a default minimum.
+
+        Raises:
+            DataError: a size or budget is not a positive number.
+        """
+        check_numbers(visual)
         defaults = dict(self.image_budget)
         if kind == "video":
             defaults = {"min_pixels": VIDEO_FRAME_TOKENS[0] * (self.patch_size * self.merge_size) ** 2}
@@ -71,7 +76,7 @@ def read_settings(folder: Path) -> VisionSettings:
             fix=f"Use one of {', '.join(FAMILIES)}",
         )
     images = read_image_facts(folder)
-    vision = {**_DEFAULTS[family], **config.get("vision_config", {})}
+    vision = {**_DEFAULTS[family], **(config.get("vision_config") or {})}
     _check_patches(vision, images, folder)
     merge_size = vision.get("spatial_merge_size", 2)
     return VisionSettings(
@@ -80,7 +85,7 @@ def read_settings(folder: Path) -> VisionSettings:
         merge_size=merge_size,
         position_side=_side(vision.get("num_position_embeddings", 0), folder),
         window=vision["window_size"] // (vision["patch_size"] * merge_size),
-        tokens_per_second=vision.get("tokens_per_second", 2),
+        tokens_per_second=vision.get("tokens_per_second", 0),
         image_budget=_image_budget(images),
         token_ids=_token_ids(config, folder),
     )

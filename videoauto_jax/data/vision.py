@@ -143,6 +143,13 @@ def frame_range(visual: Mapping, total_frames: int, video_fps: float) -> tuple[i
     return first, last, last - first + 1
 
 
+def check_numbers(visual: Mapping) -> None:
+    """Raises DataError if a size or budget that a visual states is not a positive number."""
+    for key in ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
+        if visual.get(key) is not None:
+            _positive(visual, key, 0)
+
+
 def plan_image(
     height: int, width: int, visual: Mapping | None = None, *, patch_size: int = 16, merge_size: int = MERGE_SIZE
 ) -> ImagePlan:
