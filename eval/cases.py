@@ -85,7 +85,7 @@ def part_of(cases: Sequence[Case], part: tuple[int, int] | None) -> list[Case]:
 
 def benchmark_of(config: EvalConfig, name: str) -> Benchmark:
     """A benchmark as this evaluation asks and judges it."""
-    return benchmark(name, config.profile, boxed=config.benchmarks.get(name, BenchmarkConfig()).prompt == "boxed")
+    return benchmark(name, config.profile, boxed=config.boxed(name))
 
 
 def _chosen(config: EvalConfig, name: str) -> Benchmark:
@@ -115,6 +115,7 @@ def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
     try:
         places = chosen.media(row)
         question, truth, groups = chosen.question(row), chosen.truth(row), chosen.groups(row)
+        _check_truth(truth)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"{chosen.title}: a row is not as published: {type(error).__name__}: {error}"
         raise DataError(what, where=record.where, fix=f"Compare it with {chosen.repo}") from error
@@ -127,6 +128,17 @@ def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
     if chosen.boxed and chosen.begun:
         messages = [*messages, {"role": "assistant", "content": chosen.begun}]
     return Case(dataclasses.replace(sample, messages=messages, tags=tags), chosen, kept)
+
+
+def _check_truth(truth: object) -> None:
+    """Raises ValueError on an answer that no response could give, or that everything unreadable would."""
+    letter, spans = (truth["answer"], truth["segment"]) if isinstance(truth, Mapping) else (truth, None)
+    if letter == "":
+        raise ValueError("its answer is none of its options")
+    if isinstance(letter, list):
+        spans = [letter]
+    if spans is not None and not (spans and all(len(span) == 2 for span in spans)):
+        raise ValueError(f"its segments {spans} are not [start, end]")
 
 
 def _first_there(places: Sequence[str], folder: str) -> str:

@@ -21,7 +21,7 @@ class BenchmarkConfig:
         tasks: its sub-tasks to run; all where empty.
         max_frames: most frames of a video; that of `data.video` where null.
         max_new_tokens: most tokens of an answer; that of `sampling` where null, for a plain prompt the benchmark's.
-        prompt: ask for a boxed answer, as VideoAuto-R1 is asked, or plainly, as the baselines are.
+        prompt: that of the recipe where null.
     """
 
     path: str = ""
@@ -29,7 +29,7 @@ class BenchmarkConfig:
     tasks: tuple[str, ...] = ()
     max_frames: int | None = None
     max_new_tokens: int | None = None
-    prompt: Literal["boxed", "plain"] = "boxed"
+    prompt: Literal["boxed", "plain"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ class EvalConfig:
         data: held-out data sets, and how all media are read.
         root: folder that holds the benchmarks' folders.
         benchmarks: benchmarks to run, by name.
-        only: run these benchmarks alone.
+        only: run these benchmarks alone; they need not be among `benchmarks`.
+        prompt: ask benchmarks for a boxed answer, as VideoAuto-R1 is asked, or plainly, as the baselines are.
         published: whose published results stand beside the scores: `Qwen2.5-VL-7B`, `VideoAuto-R1-7B`,
             `Qwen3-VL-8B` or `VideoAuto-R1-8B`; null for none.
         sampling: mode `record` scores first, second and auto from one pass; `auto` and `first` really stop early.
@@ -69,6 +70,7 @@ class EvalConfig:
     root: str = ""
     benchmarks: dict[str, BenchmarkConfig] = dataclasses.field(default_factory=dict)
     only: tuple[str, ...] = ()
+    prompt: Literal["boxed", "plain"] = "boxed"
     published: Literal["Qwen2.5-VL-7B", "VideoAuto-R1-7B", "Qwen3-VL-8B", "VideoAuto-R1-8B"] | None = None
     checkpoint_penalty: bool = False
     profile: Profile = "paper"
@@ -89,11 +91,15 @@ class EvalConfig:
 
     def sampling_of(self, name: str) -> SamplingConfig:
         """How answers to a benchmark are written; to a data set, where it is none."""
-        own = self.benchmarks.get(name)
-        if own is None:
+        if name not in self.benchmarks and name not in self.only:
             return self.sampling
-        plain = benchmark(name).plain_tokens if own.prompt == "plain" else self.sampling.max_new_tokens
-        return dataclasses.replace(self.sampling, max_new_tokens=own.max_new_tokens or plain)
+        usual = self.sampling.max_new_tokens if self.boxed(name) else benchmark(name).plain_tokens
+        own = self.benchmarks.get(name, BenchmarkConfig())
+        return dataclasses.replace(self.sampling, max_new_tokens=own.max_new_tokens or usual)
+
+    def boxed(self, name: str) -> bool:
+        """Whether a benchmark asks for a boxed answer."""
+        return (self.benchmarks.get(name, BenchmarkConfig()).prompt or self.prompt) == "boxed"
 
     @property
     def headline_mode(self) -> str:

@@ -1,6 +1,7 @@
 """Evaluation: questions through the sampler, every answer written as it finishes, then the scores.
 
 config.yaml     the recipe, written first; the same recipe continues, another one is refused
+base.txt        the fingerprint of the model that answers
 samples.jsonl   one record per answered sample (`eval.records`); in the order of the data once all are there
 timings.jsonl   one line per answered sample: what it took
 skipped.json    the samples that have no prompt
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from videoauto_jax.base import keep_base
 from videoauto_jax.config import dump_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import DataError, UsageError
@@ -23,7 +25,7 @@ from videoauto_jax.eval.answering import ModelAnswerer, check_model
 from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media, part_of
 from videoauto_jax.eval.config import EvalConfig
 from videoauto_jax.eval.prompts import Prompts
-from videoauto_jax.eval.records import make_records
+from videoauto_jax.eval.records import make_records, question
 from videoauto_jax.eval.running import Running
 from videoauto_jax.eval.summary import summarize
 from videoauto_jax.files import append_jsonl, claim_folder, read_jsonl, write_atomic, write_json
@@ -34,6 +36,7 @@ from videoauto_jax.sampling.sampler import SamplingConfig
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after every answer with samples done, samples in all, and the scores so far."""
 
+_OTHERS = "Name another output=, or add --force to begin anew and lose those results"
 SAMPLES, TIMINGS, SKIPPED, SUMMARY = "samples.jsonl", "timings.jsonl", "skipped.json", "summary.json"
 
 
@@ -45,12 +48,12 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
 
     Args:
         config: the recipe.
-        force: begin anew in a folder that holds another evaluation.
+        force: begin anew; what the folder holds of an evaluation is lost.
         progress: told after every answer.
 
     Raises:
-        UsageError: the folder holds something else, or results of another recipe; or several processes of a job would
-            each answer everything.
+        UsageError: the folder holds something else, or results of another recipe, other weights or other questions;
+            several processes of a job would each answer everything, or a part would begin anew for all.
         ConfigError: an unknown benchmark or sub-task.
         DataError: annotations that cannot be used, an unknown problem type, not one sample that can be read; with
             `strict_media`, a missing video.
@@ -58,19 +61,24 @@ def evaluate(config: EvalConfig, force: bool = False, progress: Progress | None 
     """
     if config.part is None:
         refuse_processes("a whole evaluation", fix="Give each process its part of it, for example part=[0,4]")
+    elif force:
+        what = "--force would delete what the other parts have answered"
+        raise UsageError(what, where=config.output, fix="Remove the folder, then start the parts without it")
     check_model(config)  # a wrong path is told before the folder is claimed for it
     cases = load_cases(config)
     missing = missing_media(cases)
     if missing and config.strict_media:
         raise _missing_media(cases, missing)
     folder = _claim(config, force)
+    keep_base(folder, config.model, fix=_OTHERS)
     mine = part_of(cases, config.part)
     write_json(folder / _named(SKIPPED, config.part), _answer_all(config, mine, missing, folder, progress))
     records = read_records(folder, cases)
     skipped = _all_skipped(folder, {record["id"] for record in records})
     if not records:
-        fix = "Check the data sets and their media"
-        raise DataError("not one sample could be evaluated", where=skipped[0]["reason"], fix=fix)
+        first, fix = skipped[0], "Check root=, the paths of the data sets, and that all videos are unpacked"
+        what = f"not one of {len(skipped)} samples could be evaluated; the first is {first['id']}: {first['reason']}"
+        raise DataError(what, where=first["media"], fix=fix)
     if len(records) + len(skipped) == len(cases):
         write_atomic(folder / SAMPLES, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     summary = summarize(config, records, skipped, read_timings(folder))
@@ -119,6 +127,7 @@ def _answer_all(
 ) -> list[dict]:
     """Answers what the folder lacks of some cases; returns those that have no prompt."""
     done = {record["id"]: record for record in read_records(folder, cases)}
+    _check_questions(cases, done, folder)
     skipped = [_skip(case, "its file does not exist") for case in cases if case.sample.id in missing - done.keys()]
     todo = [case for case in cases if case.sample.id not in missing | done.keys()]
     if not todo:
@@ -142,6 +151,15 @@ def _answer_all(
                         progress(told, len(cases), so_far.numbers())
             skipped += [_skip(case, reason) for case, reason in prompts.damaged]
     return skipped
+
+
+def _check_questions(cases: Sequence[Case], done: Mapping[str, dict], folder: Path) -> None:
+    """Answers are known by the number of their row: rows that have moved since would get those of others."""
+    for case in cases:
+        record = done.get(case.sample.id)
+        if record and (record["question"], record["media"]) != (question(case.sample), case.sample.media):
+            what = f"the data have changed since these answers were given: {case.sample.id} asks something else now"
+            raise UsageError(what, where=folder, fix=_OTHERS)
 
 
 def _parts(config: EvalConfig, cases: Sequence[Case]) -> Iterator[tuple[SamplingConfig, list[Case]]]:
@@ -191,8 +209,7 @@ def _missing_media(cases: Sequence[Case], missing: set[str]) -> DataError:
 
 def _claim(config: EvalConfig, force: bool) -> Path:
     holds = "an evaluation with other settings"
-    fix = "Name another output=, or add --force to begin anew and lose those results"
-    recipe = dump_config(dataclasses.replace(config, part=None))
+    fix, recipe = _OTHERS, dump_config(dataclasses.replace(config, part=None))
     try:
         return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
     except UsageError:

@@ -18,17 +18,16 @@ from typing import Any, Protocol
 
 import jax
 
+from videoauto_jax.base import keep_base
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.distributed import agree, any_process, exchange, is_main, on_main
-from videoauto_jax.errors import CheckpointError, UsageError
+from videoauto_jax.errors import CheckpointError
 from videoauto_jax.fate import one_fate
-from videoauto_jax.files import claim_folder, write_atomic
-from videoauto_jax.models.config import resolve_folder
+from videoauto_jax.files import claim_folder
 from videoauto_jax.models.hf import save_model
 from videoauto_jax.models.qwen_vl import QwenVL
-from videoauto_jax.models.tensor_files import fingerprint
 from videoauto_jax.train.lora import merge_adapters, save_adapters
 from videoauto_jax.train.metrics import MetricsLogger
 from videoauto_jax.train.recipe import RunConfig
@@ -36,7 +35,6 @@ from videoauto_jax.train.rollout_metrics import SCORE
 from videoauto_jax.train.step import Learner, TrainState
 from videoauto_jax.train.stopping import Stopped, StopRequest
 
-_BASE = "base.txt"
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after every step with steps done, steps in all, and the step's metrics."""
 
@@ -46,7 +44,7 @@ class Run:
 
     Args:
         config: the recipe; `config.output` is the folder.
-        force: begin anew in a folder that holds another run.
+        force: begin anew; what the folder holds of a run is lost.
         lines: print a line for every step.
 
     Raises:
@@ -59,8 +57,7 @@ class Run:
         holds, inputs = "a run of another recipe", [config.model]
         claim = lambda: claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=inputs)  # noqa: E731
         self.config, self.folder = config, on_main(claim)
-        fix = "Put those weights back, or begin anew in another output="
-        on_main(lambda: remember_base(self.folder, config.model) or check_base(self.folder, config.model, fix=fix))
+        on_main(lambda: keep_base(self.folder, config.model, fix="Put those weights back, or name another output="))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep, best="score")
         self.logger = MetricsLogger(self.folder, lines=lines, wandb=config.wandb)
 
@@ -128,22 +125,6 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or jax.process_count() == 1:  # a process that fails alone would wait for the others in vain
             self.close()
-
-
-def remember_base(folder: Path, model: str | Path) -> None:
-    """Notes once which weights the run in `folder` starts from."""
-    if not (folder / _BASE).exists():
-        write_atomic(folder / _BASE, fingerprint(resolve_folder(model, weights=True)) + "\n")
-
-
-def check_base(folder: Path, model: str | Path, *, fix: str) -> None:
-    """Raises UsageError if the run in `folder` started from other weights than those of `model`.
-
-    Frozen weights are in no checkpoint: with those of another model of this size nothing else would fail.
-    """
-    found, note = fingerprint(resolve_folder(model, weights=True)), folder / _BASE
-    if note.exists() and note.read_text().strip() != found:
-        raise UsageError(f"the run did not start from the weights that are in {model} now", where=folder, fix=fix)
 
 
 class Trainer(Protocol):

@@ -65,7 +65,7 @@ def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | No
 
     Args:
         config: the recipe.
-        force: begin anew in a folder that holds another run.
+        force: begin anew; what the folder holds of a run is lost.
         progress: told after every step.
         lines: print a line for every step.
 

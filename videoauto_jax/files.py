@@ -132,7 +132,7 @@ def claim_folder(
     Args:
         recipe: the recipe's text, written to `name` before anything else.
         holds, fix: what the folder then holds and what to do, where its recipe is another one.
-        force: begin anew in a folder of another recipe.
+        force: begin anew in a folder of this or another recipe.
         inputs: folders that the recipe reads.
 
     Raises:
@@ -140,9 +140,9 @@ def claim_folder(
     """
     folder = Path(path)
     written = folder / name
-    if written.exists() and written.read_text() == recipe:
-        return folder
     if written.exists() and not force:
+        if written.read_text() == recipe:
+            return folder
         raise UsageError(f"the output folder holds {holds}", where=folder, fix=fix)
     new_folder(folder, force, inputs)
     write_atomic(written, recipe)

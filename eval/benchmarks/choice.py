@@ -37,7 +37,7 @@ def strict_letter(text: str, letters: str, options: Sequence[str] = ()) -> str:
         return letter if letter in letters else ""
     same = [own for own, option in zip(letters, options) if normalise(option) == normalise(text)]
     alone = set(re.findall(rf"(?<![\w'])[{letters}](?![\w'])", text))
-    alone -= {"A"} if re.search(r"\bA (?!or\b|and\b)[a-z]", text) else set()  # an article
+    alone -= {word for word in "AI" if re.search(rf"\b{word} (?!or\b|and\b)[a-z]", text)}  # an article, a pronoun
     found = same or sorted(alone)
     return found[0] if len(found) == 1 else ""
 

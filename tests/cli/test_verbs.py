@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from videoauto_jax.base import keep_base
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.cli import ask, export, sft, train
 from videoauto_jax.cli.main import main
@@ -22,7 +23,6 @@ from videoauto_jax.eval import runner
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
-from videoauto_jax.train.run import remember_base
 
 
 @pytest.fixture
@@ -116,7 +116,9 @@ def test_eval_writes_answers_scores_and_a_report(videoauto, evaluation, tmp_path
     status, out, _ = videoauto(*evaluation)
     assert status == 0 and "auto" in out and "report.html" in out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"config.yaml", "samples.jsonl", "timings.jsonl", "skipped.json", "summary.json", "report.html"}
+    assert written == {
+        *("config.yaml", "base.txt", "samples.jsonl", "timings.jsonl", "skipped.json", "summary.json", "report.html")
+    }
     records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").open()]
     assert [record["id"] for record in records] == ["one/1", "one/2", "one/3"]
     assert all(record["tokens"] <= 8 for record in records)
@@ -229,10 +231,10 @@ def test_export_refuses_a_base_of_another_architecture(videoauto, run_folder, un
 
 
 def test_export_refuses_other_weights_than_the_run_started_from(videoauto, run_folder, tiny_folder, tmp_path):
-    remember_base(run_folder, tiny_folder)
+    keep_base(run_folder, tiny_folder, fix="")
     assert videoauto("export", run_folder, "hf")[0] == 0
     message = error_of(videoauto("export", run_folder, "again", "base=hf"), 2)
-    assert "did not start from the weights that are in hf" in message and "base=FOLDER" in message
+    assert "did not begin with the weights that are in hf" in message and "base=FOLDER" in message
 
 
 def test_force_never_deletes_what_an_output_is_made_from(videoauto, run_folder, tiny_folder, tmp_path):

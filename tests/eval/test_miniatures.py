@@ -47,14 +47,19 @@ class Prompt(int):
     token_ids = (0,) * 50
 
 
-def config_of(root, output, *names, model="no-model", **changes):
+def config_of(root, output, *names, model=None, **changes):
     data = DataConfig(
         video=SMALL, image=ImageBudget(28**2, 16 * 28**2), max_prompt_tokens=4096, workers=1, prompt_lengths=(1024,)
     )
     config = EvalConfig(
-        str(model), str(output), data, SamplingConfig(mode="record", threshold=0.9, prompts=4, max_new_tokens=6),
-        root=str(root), benchmarks={name: BenchmarkConfig() for name in names}, prompt_variant="eval",
-    )  # fmt: skip
+        str(model or root),
+        str(output),
+        data,
+        SamplingConfig(mode="record", threshold=0.9, prompts=4, max_new_tokens=6),
+        root=str(root),
+        benchmarks={name: BenchmarkConfig() for name in names},
+        prompt_variant="eval",
+    )
     return dataclasses.replace(config, **changes)
 
 
@@ -155,6 +160,9 @@ def test_minimal_pairs_begin_the_response(benchmark_root):
     plain = load_cases(dataclasses.replace(config, benchmarks={"mvp_mini": BenchmarkConfig(prompt="plain")}))
     assert boxed[-1] == {"role": "assistant", "content": "\\boxed{Answer:"}
     assert [message["role"] for message in plain[0].sample.messages] == [message["role"] for message in boxed[:-1]]
+    others = config_of(benchmark_root, "", "charades", only=("mvp_mini",), prompt="plain")  # not among `benchmarks`
+    assert load_cases(others)[0].sample.messages == plain[0].sample.messages
+    assert others.sampling_of("mvp_mini").max_new_tokens == 32768
 
 
 def test_what_is_asked_can_be_narrowed(benchmark_root):
@@ -194,9 +202,15 @@ def test_a_changed_schema_is_told(tmp_path, benchmark_root):
     (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "sentence": "x", "timestamp": [0, 1]}]))
     with pytest.raises(DataError, match="columns missing: caption.*It has video, sentence, timestamp"):
         list(read_rows(benchmark("charades"), tmp_path, [""]))
-    (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "caption": "x", "timestamp": "0-1"}]))
-    with pytest.raises(DataError, match="Charades-STA: a row is not as published"):
-        load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
+    for span in ("0-1", [5], []):
+        (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "caption": "x", "timestamp": span}]))
+        with pytest.raises(DataError, match="Charades-STA: a row is not as published"):
+            load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
+    row = {"video": "v", "question": "?", "candidates": ["x", "y"], "answer": "x", "solution": [[0, 1]]}
+    for wrong, message in (({"answer": "z"}, "none of its options"), ({"solution": []}, "not .start, end.")):
+        (tmp_path / "test.json").write_text(json.dumps([row | wrong]))
+        with pytest.raises(DataError, match=f"NExT-GQA: a row is not as published.*{message}"):
+            load_cases(config_of(tmp_path, "", benchmarks={"nextgqa": BenchmarkConfig(path=str(tmp_path))}))
     (tmp_path / "test.json").write_text("[]")
     with pytest.raises(DataError, match="not one sample"):
         load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))

@@ -46,7 +46,7 @@ def finished(monkeypatch, benchmark_root, tmp_path):
     monkeypatch.setattr(DataConfig, "processor", lambda data, model: Answers())
     monkeypatch.setattr(runner, "ModelAnswerer", lambda config, processor: Answers())
     config = EvalConfig(
-        "no-model", str(tmp_path / "run"), sampling=SamplingConfig(mode="record", threshold=0.3),
+        str(tmp_path), str(tmp_path / "run"), sampling=SamplingConfig(mode="record", threshold=0.3),
         root=str(benchmark_root), benchmarks={name: BenchmarkConfig() for name in NAMES}, published="VideoAuto-R1-7B",
     )  # fmt: skip
     recipe = tmp_path / "recipe.yaml"
@@ -91,6 +91,16 @@ def test_two_runs_are_compared(finished, tmp_path, capsys):
     assert main(["eval", "compare", str(finished), other, "resamples=20", f"output={tmp_path}/c.json"]) == 0
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["videomme"]["n"] == 4 and "95 %" in capsys.readouterr().out
+
+
+def test_what_the_gate_cut_short_is_not_scored_as_if_it_had_not(finished, tmp_path, capsys):
+    recipe = finished / "config.yaml"
+    recipe.write_text(recipe.read_text().replace("mode: record", "mode: auto"))
+    assert main(["eval", "compare", str(finished), str(finished), "mode=second"]) == 2
+    assert "tells nothing of mode second" in capsys.readouterr().err
+    assert main(["eval", "rescore", str(finished), str(tmp_path / "again"), "threshold=0.9"]) == 2
+    assert "cut answers short at its own threshold" in capsys.readouterr().err
+    assert main(["eval", "rescore", str(finished), str(tmp_path / "again"), "profile=strict"]) == 0
 
 
 def test_a_threshold_is_calibrated(finished):

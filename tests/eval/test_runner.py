@@ -82,7 +82,8 @@ def config(tmp_path):
     annotations.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = DataConfig(("set",), {"set": DatasetConfig("Plain", str(annotations))}, workers=2)
     sampling = SamplingConfig(mode="record", threshold=0.9, prompts=4)
-    return EvalConfig("no-model", str(tmp_path / "out"), data, sampling)
+    (tmp_path / "model").mkdir()
+    return EvalConfig(str(tmp_path / "model"), str(tmp_path / "out"), data, sampling)
 
 
 def test_scores_by_hand(config, script):
@@ -149,7 +150,7 @@ def test_a_prompt_that_the_sampler_refuses_is_no_wrong_answer(config, script):
 
 def test_nothing_readable_is_an_error(config, script):
     script.damaged = {str(n) for n in range(COUNT)}
-    with pytest.raises(DataError, match=r"not one sample.*cannot decode"):
+    with pytest.raises(DataError, match=r"not one of 10 samples.*set/1: .*cannot decode"):
         evaluate(config)
 
 
@@ -168,6 +169,23 @@ def test_results_of_other_settings_are_not_mixed(config, script):
     with pytest.raises(UsageError, match="other settings"):
         evaluate(other)
     assert evaluate(other, force=True)["profile"] == "strict"
+
+
+def test_answers_to_other_questions_or_of_other_weights_are_not_kept(config, script):
+    evaluate(config)
+    path, weights = Path(config.data.sets["set"].anno_path), Path(config.model, "model.safetensors")
+    before, lines = path.read_text(), path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[1], *lines]))
+    with pytest.raises(UsageError, match="set/1 asks something else now.*--force"):
+        evaluate(config)
+    path.write_text(before)
+    weights.write_bytes(b"retrained")
+    with pytest.raises(UsageError, match="did not begin with the weights that are in .* now.*--force"):
+        evaluate(config)
+    script.asked = []
+    with pytest.raises(UsageError, match="what the other parts have answered"):
+        evaluate(dataclasses.replace(config, part=(0, 2)), force=True)
+    assert evaluate(config, force=True)["n"] == COUNT and len(script.asked) == COUNT
 
 
 def test_an_unknown_problem_type_is_told_before_the_model_is_loaded(config, script):

@@ -45,12 +45,17 @@ def run(config: CompareConfig, *, force: bool) -> None:
     """Prints a line per benchmark.
 
     Raises:
-        UsageError: there is a file where the result would go, and no `force`.
+        UsageError: there is a file where the result would go, and no `force`; or a side that did not run so that the
+            mode can be scored.
     """
     if config.output and Path(config.output).exists() and not force:
         fix = "Name another output=, or add --force to replace it"
         raise UsageError("this file exists", where=config.output, fix=fix)
     a, b = Results(config.a), Results(config.b)
+    for one in (a, b):
+        if config.mode and config.mode not in one.config.scored_modes:
+            fix = f"It determines {' and '.join(one.config.scored_modes)}; evaluate with sampling.mode=record for all"
+            raise UsageError(f"this evaluation tells nothing of mode {config.mode}", where=one.folder, fix=fix)
     sides = [(one.records, config.mode or one.config.headline_mode, one.config.sampling.threshold) for one in (a, b)]
     profile = config.profile or a.config.profile
     found = compare(*sides, profile, resamples=config.resamples, seed=config.seed)

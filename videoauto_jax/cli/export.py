@@ -8,16 +8,17 @@ from flax import nnx
 from rich import print as show
 from rich.markup import escape
 
+from videoauto_jax.base import check_base
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import load_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import ModelError, UsageError
 from videoauto_jax.files import whole_folder
+from videoauto_jax.models.config import resolve_folder
 from videoauto_jax.models.hf import load_model, save_model
 from videoauto_jax.recipes import load_recipe
 from videoauto_jax.train.lora import attach_adapters, merge_adapters, save_adapters
 from videoauto_jax.train.recipe import GRPOConfig, RunConfig, SFTConfig
-from videoauto_jax.train.run import check_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,10 @@ def run(config: ExportConfig, *, force: bool) -> None:
     base = config.base or recipe.model
     fix = "Add base=FOLDER: the model that the run started from"
     try:
-        check_base(folder, base, fix=fix)
+        resolve_folder(base)
     except ModelError:
         raise UsageError(f"the run started from {base}, which is not there", where=folder, fix=fix) from None
+    check_base(folder, base, fix=fix)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         model = load_model(base, dtype="float32")
         if recipe.lora is not None:

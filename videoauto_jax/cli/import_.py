@@ -7,6 +7,7 @@ from flax import nnx
 from rich import print as show
 from rich.markup import escape
 
+from videoauto_jax.base import keep_base
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.distributed import refuse_processes
@@ -16,7 +17,6 @@ from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import MeshConfig, make_mesh
 from videoauto_jax.train.parameters import TrainableConfig
 from videoauto_jax.train.recipe import SFTConfig
-from videoauto_jax.train.run import remember_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,6 @@ def run(config: ImportConfig, *, force: bool) -> None:
         recipe = SFTConfig(str(Path(config.model).resolve()), str(output), mesh=config.mesh, trainable=everything)
         with Checkpoints(output / "checkpoints") as checkpoints:
             checkpoints.save(0, {"trainable": nnx.split(model, everything, ...)[1]}, {}, wait=True)
-        remember_base(output, config.model)
+        keep_base(output, config.model, fix="Put those weights back")
         write_atomic(output / "config.yaml", dump_config(recipe))
     show(f"the checkpoint is in [bold]{escape(str(output))}[/]")
