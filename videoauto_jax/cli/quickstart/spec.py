@@ -31,7 +31,7 @@ class WorldSpec:
     heldout_questions: int = 2
     image_share: float = 0.1
     text_share: float = 0.1
-    train_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, "count", "sum", "order", "direction", "when")
+    train_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, "count", "order", *("direction",) * 2, "when")
     heldout_skills: tuple[str, ...] = (*VIDEO_QUESTIONS, *("colour", "object", "direction") * 2)
     size: int = SIZE
     study: DemonstrationMix = DemonstrationMix(perception_fallback=0.1, perception_first_wrong=0.15, careful=1.0)
