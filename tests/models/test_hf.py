@@ -66,6 +66,29 @@ def test_several_shards(tiny_folder, tmp_path):
         np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16), err_msg=path)
 
 
+@pytest.mark.parametrize("sizes", [("100KB", "5GB"), ("5GB", "100KB"), ("100KB", "200KB")])
+def test_an_export_replaces_the_weights_that_lie_there(sizes, tiny_folder, tmp_path):
+    model = load_model(tiny_folder, dtype="float32")
+    (tmp_path / "adapter.safetensors.bak").touch()
+    save_model(model, tmp_path, like=tiny_folder, max_shard_size=sizes[0])
+    norm = model.text.norm.scale
+    norm.set_value(norm[...] + 1)
+    save_model(model, tmp_path, like=tiny_folder, max_shard_size=sizes[1])
+    np.testing.assert_array_equal(load_model(tmp_path, dtype="float32").text.norm.scale[...], norm[...])
+    index = tmp_path / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == named
+    assert (tmp_path / "adapter.safetensors.bak").exists()
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": None}, {"weight_map": ["model.safetensors"]}])
+def test_an_index_without_files_is_named(index, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"no weight_map .*index\.json.*Download this file again"):
+        load_model(folder)
+
+
 def test_an_export_brings_tokenizer_and_configs(tiny_folder, tiny_model, tmp_path):
     save_model(tiny_model, tmp_path / "out", like=tiny_folder, dtype="bfloat16")
     names = {path.name for path in tiny_folder.iterdir()}
