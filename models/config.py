@@ -193,7 +193,7 @@ def parse_config(facts: dict, images: dict | None = None, *, where: object = Non
         raise ModelError(f"unsupported architecture {family!r}", where=where, fix=f"Supported: {', '.join(FAMILIES)}")
     try:
         text = _text(facts | (facts.get("text_config") or {}), facts, family)
-        vision = _vision(facts["vision_config"], images or {}, family)
+        vision = _vision(facts.get("vision_config"), images or {}, family)
     except KeyError as error:
         what = f"config.json lacks {error.args[0]!r}"
         raise ModelError(what, where=where, fix="Use the checkpoint's own file") from None
@@ -213,6 +213,7 @@ def _text(facts: dict, outer: dict, family: str) -> TextConfig:
         raise ModelError(f"unsupported rope type {kind!r}", fix="Only unscaled M-RoPE checkpoints are supported")
     if facts.get("use_sliding_window"):
         raise ModelError("sliding-window attention is not supported", fix="Set use_sliding_window to false")
+    _check_activation(facts, "silu")
     heads, old = facts["num_attention_heads"], family == "qwen2_5_vl"
     size = {"qwen3_vl": 128}.get(family) or facts["hidden_size"] // heads
     return TextConfig(
@@ -226,7 +227,7 @@ def _text(facts: dict, outer: dict, family: str) -> TextConfig:
         rope_theta=float(rope.get("rope_theta") or facts["rope_theta"]),
         mrope_section=tuple(rope.get("mrope_section") or ((16, 24, 24) if old else (24, 20, 20))),
         mrope_interleaved=not old,
-        norm_eps=facts.get("rms_norm_eps", 1e-6),
+        norm_eps=facts.get("rms_norm_eps", 1e-5 if old else 1e-6),
         tied_head=bool(outer.get("tie_word_embeddings") or (old and facts.get("tie_word_embeddings"))),
         qkv_bias=old,
         qk_norm=not old,
@@ -241,8 +242,26 @@ def _experts(facts: dict) -> ExpertConfig:
     return ExpertConfig(count, facts["num_experts_per_tok"], facts["moe_intermediate_size"])
 
 
-def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
+def _check_activation(facts: dict, served: str) -> None:
+    if facts.get("hidden_act", served) != served:
+        raise ModelError(f"unsupported hidden_act {facts['hidden_act']!r}", fix=f"Only {served!r} is supported here")
+
+
+def _check_vision(facts: dict, served: str) -> None:
+    _check_activation(facts, served)
+    if facts.get("spatial_merge_size", 2) != 2:
+        raise ModelError(f"unsupported spatial_merge_size {facts['spatial_merge_size']!r}", fix="Only 2 is supported")
+    taps = facts.get("deepstack_visual_indexes") or []
+    if list(taps) != sorted(set(taps)):
+        # transformers adds the features in the order of the layers but takes the mergers in that of the list
+        raise ModelError(f"deepstack_visual_indexes {list(taps)} do not rise", fix="List each layer once, in order")
+
+
+def _vision(facts: object, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
+    if not isinstance(facts, dict):
+        raise KeyError("vision_config")
     old = family == "qwen2_5_vl"
+    _check_vision(facts, "silu" if old else "gelu_pytorch_tanh")
     mean, std = (
         tuple(images.get(key) or default) for key, default in zip(("image_mean", "image_std"), _CLIP if old else _HALF)
     )
