@@ -15,8 +15,9 @@ def visual_key(item: Mapping) -> Hashable | None:
         return None
     stamps = []
     for value in item.values():
-        if isinstance(value, str | Path) and len(str(value)) < 4096 and os.path.exists(value):
-            status = os.stat(value)
+        path = str(value).removeprefix("file://") if isinstance(value, str | Path) else ""
+        if path and len(path) < 4096 and os.path.exists(path):
+            status = os.stat(path)
             stamps.append((status.st_mtime_ns, status.st_size))
     return (*sorted((key, str(value)) for key, value in item.items()), *stamps)
 

@@ -32,9 +32,9 @@ def load_image(source: object) -> Image.Image:
     try:
         image = _open(source)
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _rgb(image)
+    except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MediaError(f"cannot read an image: {error}", where=_short(source), fix=_FIX) from error
-    return _rgb(image)
 
 
 def _open(source: object) -> Image.Image:
