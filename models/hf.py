@@ -100,7 +100,7 @@ def _transposed_experts(config: QwenVLConfig, stored: dict[str, StoredTensor], w
 def save_model(
     model: QwenVL, folder: str | Path, like: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None
 ) -> None:
-    """Writes an HF folder that transformers, vLLM and SGLang load, its tensors named as in released files.
+    """Writes an HF folder that transformers loads, its tensors named as in released files; weights there are replaced.
 
     In a job of several processes all call it: they gather the parameters, and the first one writes.
 
