@@ -193,7 +193,7 @@ def parse_config(facts: dict, images: dict | None = None, *, where: object = Non
         raise ModelError(f"unsupported architecture {family!r}", where=where, fix=f"Supported: {', '.join(FAMILIES)}")
     try:
         text = _text(facts | (facts.get("text_config") or {}), facts, family)
-        vision = _vision(facts.get("vision_config") or _lacks("vision_config"), images or {}, family)
+        vision = _vision(facts.get("vision_config"), images or {}, family)
     except KeyError as error:
         what = f"config.json lacks {error.args[0]!r}"
         raise ModelError(what, where=where, fix="Use the checkpoint's own file") from None
@@ -204,15 +204,6 @@ def parse_config(facts: dict, images: dict | None = None, *, where: object = Non
             f"mrope_section {list(text.mrope_section)} does not sum to head_dim / 2 = {text.head_dim // 2}", where=where
         )
     return QwenVLConfig(family, text, vision)
-
-
-def _lacks(key: str) -> dict:
-    raise KeyError(key)
-
-
-def _check_activation(facts: dict, known: str) -> None:
-    if facts.get("hidden_act", known) != known:
-        raise ModelError(f"hidden_act {facts['hidden_act']!r} is not supported", fix=f"Only {known} is")
 
 
 def _text(facts: dict, outer: dict, family: str) -> TextConfig:
@@ -251,12 +242,26 @@ def _experts(facts: dict) -> ExpertConfig:
     return ExpertConfig(count, facts["num_experts_per_tok"], facts["moe_intermediate_size"])
 
 
-def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
+def _check_activation(facts: dict, served: str) -> None:
+    if facts.get("hidden_act", served) != served:
+        raise ModelError(f"unsupported hidden_act {facts['hidden_act']!r}", fix=f"Only {served!r} is supported here")
+
+
+def _check_vision(facts: dict, served: str) -> None:
+    _check_activation(facts, served)
+    if facts.get("spatial_merge_size", 2) != 2:
+        raise ModelError(f"unsupported spatial_merge_size {facts['spatial_merge_size']!r}", fix="Only 2 is supported")
+    taps = facts.get("deepstack_visual_indexes") or []
+    if list(taps) != sorted(set(taps)):
+        # transformers adds the features in the order of the layers but takes the mergers in that of the list
+        raise ModelError(f"deepstack_visual_indexes {list(taps)} do not rise", fix="List each layer once, in order")
+
+
+def _vision(facts: object, images: dict, family: str) -> Qwen2_5VisionConfig | Qwen3VisionConfig:
+    if not isinstance(facts, dict):
+        raise KeyError("vision_config")
     old = family == "qwen2_5_vl"
-    _check_activation(facts, "silu" if old else "gelu_pytorch_tanh")
-    deepstack = tuple(() if old else facts["deepstack_visual_indexes"])
-    if list(deepstack) != sorted(set(deepstack)):
-        raise ModelError(f"deepstack_visual_indexes {list(deepstack)} do not rise", fix="List the layers in order")
+    _check_vision(facts, "silu" if old else "gelu_pytorch_tanh")
     mean, std = (
         tuple(images.get(key) or default) for key, default in zip(("image_mean", "image_std"), _CLIP if old else _HALF)
     )
@@ -279,5 +284,5 @@ def _vision(facts: dict, images: dict, family: str) -> Qwen2_5VisionConfig | Qwe
     return Qwen3VisionConfig(
         **common,
         num_position_embeddings=facts["num_position_embeddings"],
-        deepstack_layers=deepstack,
+        deepstack_layers=tuple(facts["deepstack_visual_indexes"]),
     )

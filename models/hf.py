@@ -100,7 +100,7 @@ def _transposed_experts(config: QwenVLConfig, stored: dict[str, StoredTensor], w
 def save_model(
     model: QwenVL, folder: str | Path, like: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None
 ) -> None:
-    """Writes an HF folder that transformers, vLLM and SGLang load, its tensors named as in released files.
+    """Writes an HF folder that transformers loads, its tensors named as in released files; weights there are replaced.
 
     In a job of several processes all call it: they gather the parameters, and the first one writes.
 
@@ -171,12 +171,14 @@ def plan_files(
 
 
 def write_files(written: list[Written], folder: Path, plan: dict[str, list[str]]) -> None:
-    """Writes the files of a plan, and their index if there are several."""
+    """Writes the files of a plan, and their index if there are several, in place of the weights that lie there."""
     tensors = {tensor[0]: tensor for tensor in written}
-    if jax.process_index() == 0:
-        _remove_others(folder, set(plan))
+    stale = _weight_files(folder) - set(plan) if jax.process_index() == 0 else set()
     for file, keys in plan.items():
         write_file(folder / file, [tensors[key] for key in keys])
+    # Readers differ in which they prefer, an index or a single file: an old one would win over the new weights.
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
     if list(plan) == ["model.safetensors"] or jax.process_index():
         return
     total = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for _, shape, dtype, _ in written)
@@ -185,11 +187,13 @@ def write_files(written: list[Written], folder: Path, plan: dict[str, list[str]]
     _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _remove_others(folder: Path, planned: set[str]) -> None:
-    """Weights of an earlier model in the same folder, which readers would take for these."""
-    for file in [folder / INDEX, *folder.glob("model*.safetensors")]:
-        if file.name not in planned:
-            file.unlink(missing_ok=True)
+def _weight_files(folder: Path) -> set[str]:
+    """Names of a folder's index, of the files that it names, and of those named as here."""
+    named = (read_json(folder / INDEX) or {}).get("weight_map")
+    found = {
+        file.name for pattern in ("model.safetensors", "model-*-of-*.safetensors") for file in folder.glob(pattern)
+    }
+    return {INDEX} | found | ({Path(name).name for name in named.values()} if isinstance(named, dict) else set())
 
 
 def write_tensors(tensors: dict[str, np.ndarray], folder: Path, max_shard_size: str = "5GB") -> None:

@@ -60,9 +60,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         ModelError: there are no such files, or one is missing, broken, truncated or of an unsupported dtype.
     """
     index = read_json(folder / INDEX)
-    if index and not isinstance(index.get("weight_map"), dict):
-        raise ModelError("no weight_map in the index of weights", where=folder / INDEX, fix=_AGAIN)
-    names = sorted(set(index["weight_map"].values())) if index else [file.name for file in folder.glob("*.safetensors")]
+    names = [file.name for file in folder.glob("*.safetensors")] if index is None else _named(index, folder / INDEX)
     if not names:
         raise ModelError("no safetensors files", where=folder, fix="Download the model's weights into this folder")
     found: dict[str, StoredTensor] = {}
@@ -71,6 +69,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             raise ModelError(f"{INDEX} names a file that is missing", where=folder / name, fix="Download it")
         found.update(_read_header(folder / name))
     return found
+
+
+def _named(index: dict, where: Path) -> set[str]:
+    """The files that an index names."""
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError("no weight_map of tensors to files", where=where, fix=_AGAIN)
+    return set(names.values())
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -80,3 +80,15 @@ def test_the_processor_takes_either_reader(qwen_folder, tmp_path, write_clip):
     np.testing.assert_array_equal(one.vision.patches, other.vision.patches)
     with pytest.raises(ConfigError, match="video_reader='opencv' .*pyav, decord"):
         load_processor(qwen_folder, video_reader="opencv")
+
+
+def test_decord_that_cannot_be_imported_is_named(tmp_path, write_clip, monkeypatch):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "decord.py").write_text("raise ImportError('no decord here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
+    decord_reader._WORKER.stop()
+    try:
+        with pytest.raises(MediaError, match=r"decord: cannot be imported: no decord here.*video_reader=pyav"):
+            DecordReader(write_clip(tmp_path / "a.mp4")).read([0])
+    finally:
+        decord_reader._WORKER.stop()

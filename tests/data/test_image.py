@@ -57,6 +57,16 @@ def test_what_is_no_image_is_named(tmp_path):
     for path in (broken, garbage, str(tmp_path / "missing.png"), tmp_path):
         with pytest.raises(MediaError, match=str(path)):
             load_image(path)
-    for source in (b"", 3, None, {}, np.zeros((4, 4)), "https://example.com/a.png", "data:image/png;base64,AAAA"):
+    unconvertible = Image.new("La", (4, 4))
+    for source in (
+        unconvertible,
+        b"",
+        3,
+        None,
+        {},
+        np.zeros((4, 4)),
+        "https://example.com/a.png",
+        "data:image/png;base64,AAAA",
+    ):
         with pytest.raises(MediaError, match="cannot read an image"):
             load_image(source)

@@ -50,6 +50,24 @@ def test_transformers_5_layout_and_defaults(tmp_path):
     assert settings.token_ids["eos_token_id"] == [7, 3]
 
 
+def test_an_absent_clock_is_what_transformers_takes_for_it(tmp_path):
+    pytest.importorskip("torch")
+    from transformers import Qwen2_5_VLConfig
+
+    settings = read_settings(folder_with(tmp_path, config={"model_type": "qwen2_5_vl", "vision_config": None}))
+    assert settings.tokens_per_second == Qwen2_5_VLConfig().vision_config.tokens_per_second
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("key", ["min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"])
+def test_a_budget_that_is_no_positive_number_is_named(key, kind, tmp_path):
+    images = {"size": {"shortest_edge": 65536, "longest_edge": 131072}}
+    settings = read_settings(folder_with(tmp_path, config={"model_type": "qwen3_vl"}, preprocessor_config=images))
+    for value in (0, -4, "200704", float("nan"), True):
+        with pytest.raises(DataError, match=rf"{key}=.* is not a positive number \(a\.x\)"):
+            settings.with_budget({kind: "a.x", key: value}, kind)
+
+
 def test_a_stated_maximum_lowers_the_default_minimum(tmp_path):
     images = {"size": {"shortest_edge": 65536, "longest_edge": 131072}}
     settings = read_settings(folder_with(tmp_path, config={"model_type": "qwen3_vl"}, preprocessor_config=images))

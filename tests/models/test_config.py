@@ -22,10 +22,11 @@ def facts(folder):
         (lambda f: f | {"model_type": "qwen2_vl"}, "unsupported architecture 'qwen2_vl'"),
         (lambda f: {key: f[key] for key in f if key != "vision_config"}, "lacks 'vision_config'"),
         (lambda f: f | {"vision_config": None}, "lacks 'vision_config'"),
+        (lambda f: with_vision(f, hidden_act="gelu"), "hidden_act 'gelu'.*gelu_pytorch_tanh"),
+        (lambda f: with_text(f, hidden_act="gelu"), "hidden_act 'gelu'.*silu"),
+        (lambda f: with_vision(f, spatial_merge_size=3), "spatial_merge_size 3"),
+        (lambda f: with_vision(f, deepstack_visual_indexes=[2, 0]), "deepstack_visual_indexes .* do not rise"),
         (lambda f: with_text(f, hidden_size=None), "lacks 'hidden_size'"),
-        (lambda f: with_text(f, hidden_act="gelu"), "hidden_act 'gelu'"),
-        (lambda f: with_vision(f, hidden_act="silu"), "hidden_act 'silu'"),
-        (lambda f: with_vision(f, deepstack_visual_indexes=[2, 0]), "do not rise"),
         (lambda f: with_text(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope type 'yarn'"),
         (lambda f: with_text(f, rope_parameters={"mrope_section": [4, 2, 1], "rope_theta": 1e6}), "mrope_section"),
     ],
@@ -91,6 +92,19 @@ def test_experts(checkpoint):
     for change in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}):
         with pytest.raises(ModelError, match="layers without experts"):
             parse_config(with_text(moe, **change))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_absent_facts_are_what_transformers_takes_for_them(family, checkpoint):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    theirs = transformers.AutoConfig.for_model(family)
+    folder = checkpoint(family)
+    found = facts(folder)
+    for part in ("text_config", "vision_config"):
+        for key in ("rms_norm_eps", "tokens_per_second", "hidden_act"):
+            found[part].pop(key, None)
+    assert parse_config(found).text.norm_eps == theirs.text_config.rms_norm_eps
 
 
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)

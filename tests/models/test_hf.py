@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models import placing
 from videoauto_jax.models.hf import load_model, save_model, write_tensors
 from videoauto_jax.models.qwen_vl import parameter_paths
-from videoauto_jax.models.tensor_files import INDEX
 
 
 def tensors_of(folder):
@@ -66,6 +64,29 @@ def test_several_shards(tiny_folder, tmp_path):
     same_bits(tensors_of(tmp_path), tensors_of(tiny_folder))
     for (path, expected), found in zip(parameter_paths(model).items(), parameter_paths(load_model(tmp_path)).values()):
         np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16), err_msg=path)
+
+
+@pytest.mark.parametrize("sizes", [("100KB", "5GB"), ("5GB", "100KB"), ("100KB", "200KB")])
+def test_an_export_replaces_the_weights_that_lie_there(sizes, tiny_folder, tmp_path):
+    model = load_model(tiny_folder, dtype="float32")
+    (tmp_path / "adapter.safetensors.bak").touch()
+    save_model(model, tmp_path, like=tiny_folder, max_shard_size=sizes[0])
+    norm = model.text.norm.scale
+    norm.set_value(norm[...] + 1)
+    save_model(model, tmp_path, like=tiny_folder, max_shard_size=sizes[1])
+    np.testing.assert_array_equal(load_model(tmp_path, dtype="float32").text.norm.scale[...], norm[...])
+    index = tmp_path / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == named
+    assert (tmp_path / "adapter.safetensors.bak").exists()
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": None}, {"weight_map": ["model.safetensors"]}])
+def test_an_index_without_files_is_named(index, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"no weight_map .*index\.json.*Download this file again"):
+        load_model(folder)
 
 
 def test_an_export_brings_tokenizer_and_configs(tiny_folder, tiny_model, tmp_path):
@@ -203,20 +224,6 @@ def test_pieces_of_any_size_make_the_same_parameters(family, checkpoint, monkeyp
     for where in (None, mesh):
         for path, found in parameter_paths(load_model(folder, where, dtype="float32")).items():
             np.testing.assert_array_equal(found, expected[path], err_msg=path)
-
-
-@pytest.mark.parametrize("sizes", [("20KB", "5GB"), ("5GB", "20KB")])
-def test_a_second_save_into_a_folder_leaves_nothing_of_the_first(sizes, tiny_folder, tiny_model, tmp_path):
-    graph, state = nnx.split(tiny_model)
-    other = nnx.merge(graph, jax.tree.map(lambda x: x + 1, state))
-    for model, size in zip((tiny_model, other), sizes):
-        save_model(model, tmp_path, like=tiny_folder, max_shard_size=size)
-    found, expected = (parameter_paths(model) for model in (load_model(tmp_path, dtype="float32"), other))
-    for path, array in expected.items():
-        np.testing.assert_array_equal(found[path], array, err_msg=path)
-    named = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values()) if sizes[1] == "20KB" else None
-    assert {file.name for file in tmp_path.glob("*.safetensors")} == (named or {"model.safetensors"})
-    assert (tmp_path / INDEX).exists() == bool(named)
 
 
 def test_what_is_not_a_model_folder_is_named(tiny_folder, tmp_path):

@@ -15,8 +15,8 @@ def visual_key(item: Mapping) -> Hashable | None:
         return None
     stamps = []
     for value in item.values():
-        path = str(value).removeprefix("file://")
-        if isinstance(value, str | Path) and len(path) < 4096 and os.path.exists(path):
+        path = str(value).removeprefix("file://") if isinstance(value, str | Path) else ""
+        if path and len(path) < 4096 and os.path.exists(path):
             status = os.stat(path)
             stamps.append((status.st_mtime_ns, status.st_size))
     return (*sorted((key, str(value)) for key, value in item.items()), *stamps)

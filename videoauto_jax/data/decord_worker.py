@@ -15,9 +15,12 @@ def main(descriptor: int) -> None:
     """Answers requests until the connection closes."""
     # A worker that spins inside decord would outlive a killed parent.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:
+        decord, broken = None, f"cannot be imported: {error}".splitlines()[0]
+    else:
+        decord.logging.set_level(decord.logging.QUIET)
     connection, reader = Connection(descriptor), None
     while True:
         try:
@@ -25,7 +28,9 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         try:
-            if kind == "open":
+            if decord is None:
+                answer = broken
+            elif kind == "open":
                 source = io.BytesIO(value) if isinstance(value, bytes) else value
                 reader = decord.VideoReader(source, num_threads=1)
                 answer = len(reader)

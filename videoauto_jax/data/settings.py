@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from videoauto_jax.data.vision import VIDEO_FRAME_TOKENS, check_numbers
+from videoauto_jax.data.vision import VIDEO_FRAME_TOKENS, positive
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import read_image_facts, read_json
 
 FAMILIES = MappingProxyType({"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"})
+_SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 _DEFAULTS = {
     "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 4, "window_size": 112},
     "qwen3_vl": {"patch_size": 16, "num_position_embeddings": 2304, "window_size": 0},
@@ -27,7 +28,7 @@ class VisionSettings:
         merge_size: patches along the side of what becomes one token.
         position_side: side of the square grid of learned position embeddings; 0 if there is none (Qwen2.5-VL).
         window: tokens along the side of an attention window; 0 if there is none (Qwen3-VL).
-        tokens_per_second: M-RoPE time positions per second (Qwen2.5-VL).
+        tokens_per_second: M-RoPE time positions per second (Qwen2.5-VL); 0 if there are none (Qwen3-VL).
         image_budget: `min_pixels` and `max_pixels` of images that state none, where the folder says so.
         token_ids: special tokens named in config.json (`image_token_id`, …, `eos_token_id`).
     """
@@ -45,13 +46,14 @@ class VisionSettings:
         """The visual with the folder's pixel budget where it states none; a stated maximum lowers a default minimum.
 
         Raises:
-            DataError: a size or budget is not a positive number.
+            DataError: a budget or a size is not a positive number.
         """
-        check_numbers(visual)
         defaults = dict(self.image_budget)
         if kind == "video":
             defaults = {"min_pixels": VIDEO_FRAME_TOKENS[0] * (self.patch_size * self.merge_size) ** 2}
         stated = {key: value for key, value in visual.items() if value is not None}
+        for key in _SIZES:
+            positive(stated, key, 1)
         if "max_pixels" in stated and "min_pixels" in defaults:
             defaults["min_pixels"] = min(defaults["min_pixels"], stated["max_pixels"])
         if "min_pixels" in stated and "max_pixels" in defaults:

@@ -104,11 +104,11 @@ def frame_count(visual: Mapping, total_frames: int, video_fps: float) -> int:
     if visual.get("nframes") is not None:
         if visual.get("fps") is not None:
             raise DataError("a video states both nframes and fps", where=_name(visual), fix="Keep one of them")
-        count = round(_positive(visual, "nframes", 0) / FRAME_FACTOR) * FRAME_FACTOR
+        count = round(positive(visual, "nframes", 0) / FRAME_FACTOR) * FRAME_FACTOR
     else:
-        least = math.ceil(_positive(visual, "min_frames", DEFAULT_MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
-        most = _positive(visual, "max_frames", min(DEFAULT_MAX_FRAMES, total_frames)) // FRAME_FACTOR * FRAME_FACTOR
-        wanted = total_frames / video_fps * _positive(visual, "fps", DEFAULT_FPS)
+        least = math.ceil(positive(visual, "min_frames", DEFAULT_MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
+        most = positive(visual, "max_frames", min(DEFAULT_MAX_FRAMES, total_frames)) // FRAME_FACTOR * FRAME_FACTOR
+        wanted = total_frames / video_fps * positive(visual, "fps", DEFAULT_FPS)
         count = math.floor(min(max(wanted, least), most, total_frames) / FRAME_FACTOR) * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= total_frames:
         raise MediaError(
@@ -141,13 +141,6 @@ def frame_range(visual: Mapping, total_frames: int, video_fps: float) -> tuple[i
             fix="Correct video_start and video_end (seconds)",
         )
     return first, last, last - first + 1
-
-
-def check_numbers(visual: Mapping) -> None:
-    """Raises DataError if a size or budget that a visual states is not a positive number."""
-    for key in ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
-        if visual.get(key) is not None:
-            _positive(visual, key, 0)
 
 
 def plan_image(
@@ -213,19 +206,19 @@ def plan_frames(
     visual = visual or {}
     if count < 1:
         raise MediaError("a video given as a list holds no frame", fix="Give at least one frame")
-    sample_fps = _positive(visual, "sample_fps", DEFAULT_FPS)
+    sample_fps = positive(visual, "sample_fps", DEFAULT_FPS)
     even = math.ceil(count / FRAME_FACTOR) * FRAME_FACTOR
-    raw_fps = _positive(visual, "raw_fps", sample_fps)
+    raw_fps = positive(visual, "raw_fps", sample_fps)
     return _plan(tuple(range(even)), raw_fps, sample_fps, (height, width), visual, patch_size, merge_size)
 
 
 def frame_budget(visual: Mapping, frames: int, factor: int) -> tuple[float, float]:
     """Fewest and most pixels of one frame, when `frames` of them share `total_pixels`."""
     least, most = (tokens * factor**2 for tokens in VIDEO_FRAME_TOKENS)
-    min_pixels = _positive(visual, "min_pixels", least)
-    total = _positive(visual, "total_pixels", VIDEO_TOTAL_TOKENS * factor**2)
+    min_pixels = positive(visual, "min_pixels", least)
+    total = positive(visual, "total_pixels", VIDEO_TOTAL_TOKENS * factor**2)
     cap = max(min(most, total / frames * FRAME_FACTOR), int(min_pixels * 1.05))
-    return min_pixels, min(_positive(visual, "max_pixels", cap), cap)
+    return min_pixels, min(positive(visual, "max_pixels", cap), cap)
 
 
 def _plan(indices, fps, sample_fps, size, visual, patch_size, merge_size) -> VideoPlan:
@@ -294,7 +287,12 @@ def _seconds(visual: Mapping, key: str) -> float | None:
     return value
 
 
-def _positive(visual: Mapping, key: str, default: float) -> float:
+def positive(visual: Mapping, key: str, default: float) -> float:
+    """The visual's value of a key, or the default.
+
+    Raises:
+        DataError: it is not a positive number.
+    """
     value = visual.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 and key in visual:
