@@ -48,7 +48,9 @@ def device_kind() -> str:
         `cpu`, or a kind as JAX spells it, such as `NVIDIA H100 80GB HBM3` or `TPU v6 lite`.
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return device.device_kind if device is not None else jax.devices()[0].device_kind
+    if device is None:
+        device = jax.config.jax_default_device or jax.devices()[0]
+    return jax.devices(device)[0].device_kind if isinstance(device, str) else device.device_kind
 
 
 def choose(operation: str, name: str, *arguments) -> ModuleType:
