@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import backends
 from videoauto_jax.kernels.mask import Mask, packed, shared
 from videoauto_jax.kernels.quantized import Quantized
@@ -60,14 +61,26 @@ def attend(
         key they are 0 and -inf.
 
     Raises:
-        BackendError: the backend does not exist, or cannot serve this call; the message says why.
+        BackendError: the shapes do not belong together; the backend does not exist, or cannot serve this call. The
+            message says why.
     """
+    _check_shapes(q, k, v, mask)
     if k.shape[1] == 0:
         return jnp.zeros_like(q), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
     module = backends.choose("attend", backend, q, k, v, mask)
     if module.XLA_SPLITS:
         return module.attend(q, k, v, mask)
     return over_mesh(module.attend, (q, k, v, mask), ("B.K", "B.K", "B.K", "B"), ("B.K", "B.K"))
+
+
+def _check_shapes(q: Array, k: Array, v: Array, mask: Mask) -> None:
+    """Kernels would read past the ends of what does not fit together."""
+    rows, queries, heads, size = q.shape
+    if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size) or mask.start.shape != (rows, queries):
+        shapes = ", ".join(str(list(x.shape)) for x in (q, k, v, mask.start))
+        raise BackendError(f"q, k, v and mask do not belong together: {shapes}", fix="See the shapes of `attend`")
+    if heads % k.shape[2]:
+        raise BackendError(f"{heads} query heads are no multiple of {k.shape[2]} key/value heads")
 
 
 def merge(a: Partial, b: Partial) -> Partial:

@@ -16,6 +16,7 @@ from types import ModuleType
 import jax
 
 from videoauto_jax.errors import BackendError
+from videoauto_jax.kernels.mask import Mask
 
 MODULES = {
     "attend": {"reference": "reference", "mosaic": "mosaic", "cudnn": "cudnn", "splash": "splash"},
@@ -48,7 +49,15 @@ def device_kind() -> str:
         `cpu`, or a kind as JAX spells it, such as `NVIDIA H100 80GB HBM3` or `TPU v6 lite`.
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return device.device_kind if device is not None else jax.devices()[0].device_kind
+    if device is None:
+        device = jax.config.jax_default_device or jax.devices()[0]
+    return jax.devices(device)[0].device_kind if isinstance(device, str) else device.device_kind
+
+
+def capability() -> float | None:
+    """The compute capability of an NVIDIA GPU, such as 9.0; None where the device does not tell."""
+    found = getattr(jax.config.jax_default_device or jax.devices()[0], "compute_capability", None)
+    return float(found) if found else None
 
 
 def choose(operation: str, name: str, *arguments) -> ModuleType:
@@ -90,6 +99,7 @@ def module(operation: str, name: str) -> ModuleType:
 def preferences(operation: str, q: jax.Array, k: jax.Array, *rest) -> list[str]:
     """Backends for a call, best first: the first row of `autotune.json` whose every condition holds."""
     facts = {"operation": operation, "device": device_kind(), "keys": k.shape[-3], "head_size": q.shape[-1]}
+    facts |= {"mask": next(x.kind for x in rest if isinstance(x, Mask))}
     return next(row["order"] for row in _table()["rows"] if all(_holds(facts, *pair) for pair in row.items()))
 
 

@@ -105,9 +105,11 @@ def _chunked(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
     count = -(-length // chunk)
     split = lambda x: jnp.moveaxis(_pad(x, 0, count * chunk - length).reshape(rows, count, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
 
+    wide_k, wide_v = k.astype(jnp.float32), v.astype(jnp.float32)  # so that the chunks' gradients are summed in float32
+
     def one(piece: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q_chunk, start, stop = piece
-        return _dense(q_chunk, k, v, Mask(start, stop))
+        return _dense(q_chunk, wide_k.astype(k.dtype), wide_v.astype(v.dtype), Mask(start, stop))
 
     out, lse = jax.lax.map(one, (split(q), split(mask.start), split(mask.stop)))
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * chunk, *x.shape[3:])[:, :length]  # noqa: E731

@@ -3,6 +3,7 @@
 XLA cannot see into a kernel and would gather its operands on every device, silently; `shard_map` says how to split it.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-ROWS, HEADS = ("data", "fsdp"), ("tensor",)
+ROWS, HEADS = ("data", "fsdp", "expert"), ("tensor",)
 """Mesh axes over which rows and heads are split."""
 
 
@@ -37,6 +38,8 @@ def over_mesh(kernel: Callable, operands: tuple, axes: tuple[str, ...], results:
 
 
 def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-    """Those mesh axes, if their product divides a dimension; else the dimension stays whole."""
-    present = tuple(axis for axis in axes if axis in mesh.axis_names)
-    return present if present and size % math.prod(mesh.shape[axis] for axis in present) == 0 else None
+    """Of those mesh axes the ones that split a dimension most; None if it stays whole."""
+    present = [axis for axis in axes if mesh.shape.get(axis, 1) > 1]
+    subsets = [some for count in range(len(present) + 1) for some in itertools.combinations(present, count)]
+    parts = lambda some: math.prod(mesh.shape[axis] for axis in some)  # noqa: E731
+    return max((some for some in subsets if size % parts(some) == 0), key=parts) or None

@@ -53,8 +53,12 @@ def refusal(
         return f"queries are {q.dtype}, not bfloat16 or float16"
     if any(isinstance(x, Quantized) != isinstance(y, Quantized) for x, y in ((prompt_k, prompt_v), (k, v))):
         return "keys and values must both be quantized, or neither"
-    if q.shape[-1] > 256:
-        return f"head size {q.shape[-1]} is above 256"
+    if q.shape[-1] > 128:
+        return f"head size {q.shape[-1]} is above 128, for which its tiles have room"
+    capability = backends.capability()
+    eight = [x.values.dtype for x in (prompt_k, k) if isinstance(x, Quantized)]
+    if capability is not None and capability < 8.9 and jnp.dtype(jnp.float8_e4m3fn) in eight:
+        return f"a GPU of compute capability {capability} has no float8_e4m3fn"
     return None
 
 

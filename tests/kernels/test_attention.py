@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import composed, reference
 from videoauto_jax.kernels.attention import (
     DecodeCache,
@@ -81,6 +82,25 @@ def test_chunks_equal_dense(dense, causal, monkeypatch):
     mask = packed(ids, causal=causal)
     qkv = dense.arrays(2, 2, 23, 23)
     dense.check(lambda q, k, v: attend(q, k, v, mask), qkv, dense.written_out(ids, causal))
+
+
+def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
+    """In bfloat16 a sum of equal terms stands still once it is 256 times as large as one of them."""
+    length = 1024
+    q, k = (jnp.zeros((1, length, 1, 8), jnp.bfloat16) for _ in range(2))
+    mask = Mask(jnp.zeros((1, length), jnp.int32), jnp.full((1, length), 2, jnp.int32))
+    v = jnp.ones((1, 2, 1, 8), jnp.bfloat16)
+    monkeypatch.setattr(reference, "MAX_SCORES", 2)  # a chunk for every query
+    d_v = jax.grad(lambda v: attend(q, k[:, :2], v, mask)[0].astype(jnp.float32).sum())(v)
+    np.testing.assert_array_equal(np.float32(d_v), np.full(v.shape, length / 2))
+
+
+def test_shapes_that_do_not_belong_together_are_named(dense):
+    q, k, v = dense.arrays(0, 2, 3, 5, heads=4, kv_heads=2)
+    mask = Mask(*np.zeros((2, 2, 3), np.int32))
+    for wrong in ((q[:, :, :3], k, v), (q, k, v[:, :4]), (q[:1], k, v), (q[..., :4], k, v), (q[:, :2], k, v)):
+        with pytest.raises(BackendError, match="belong together|multiple"):
+            attend(*wrong, mask)
 
 
 def test_chunks_never_exceed_the_limit(dense, monkeypatch):

@@ -41,6 +41,16 @@ def test_attend(dense, mesh, shapes, rows, kv_heads, expected):
         np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows, each", [(8, 1), (4, 1), (6, 3), (3, 3)])
+def test_rows_are_split_over_as_many_devices_as_divide_them(dense, shapes, rows, each):
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "expert"), axis_types=(AxisType.Auto,) * 3)
+    mask, qkv = packed(dense.segments(0, rows, 5), causal=True), dense.arrays(0, rows, 5, 5)
+    with jax.set_mesh(mesh):
+        split = jax.jit(lambda *qkv: attend(*qkv, mask))(*qkv)
+    assert shapes[0][0].shape[0] == each
+    np.testing.assert_allclose(split[0], reference._dense(*qkv, mask)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("small", [False, True])
 def test_decode(mesh, shapes, small):
     normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)  # noqa: E731
