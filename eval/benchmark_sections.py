@@ -23,7 +23,7 @@ _COST = ["", "tokens, mean", "p50", "p95", "seconds", "videos / min", "tokens sa
 def benchmark_sections(summary: Mapping) -> list[str]:
     """The sections of a summary's benchmarks; none where there are none."""
     benchmarks = summary["benchmarks"]
-    if not benchmarks:
+    if not benchmarks and not summary["unscored"]:
         return []
     curves = [benchmark_panel(found, summary["threshold"]) for found in benchmarks.values() if "curve" in found]
     mode = summary["headline_mode"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,18 +48,28 @@ def load_cases(config: EvalConfig) -> list[Case]:
         for kind in {case.sample.problem_type for case in found}:
             find_grader(kind)
     for one in chosen:
-        found += choose(_read(config, one), config.limit, config.seed)
+        found += choose(_read(config, one), config.limit, config.seed, _unit)
     if not found:
         raise DataError("there is not one sample", fix="Check the annotations, and the filters tasks, only and limit")
     return found
 
 
-def choose(items: Sequence, limit: int | None, seed: int) -> list:
-    """`limit` items drawn by `seed`, in their order; all of them where `limit` is None or larger."""
+def choose(items: Sequence, limit: int | None, seed: int, unit: Callable[..., Hashable] = id) -> list:
+    """`limit` items drawn by `seed`, in their order; all of them where `limit` is None or larger.
+
+    Args:
+        unit: items of the same one are drawn together, so that there may be more of them than `limit`.
+    """
     if limit is None or limit >= len(items):
         return list(items)
-    drawn = np.random.default_rng(seed).choice(len(items), limit, replace=False)
-    return [items[i] for i in sorted(drawn)]
+    units: dict[Hashable, list[int]] = {}
+    for place, item in enumerate(items):
+        units.setdefault(unit(item), []).append(place)
+    places, drawn = list(units.values()), []
+    for which in np.random.default_rng(seed).choice(len(places), min(limit, len(places)), replace=False):
+        if len(drawn) < limit:
+            drawn += places[which]
+    return [items[place] for place in sorted(drawn)]
 
 
 def missing_media(cases: Sequence[Case]) -> set[str]:
@@ -139,6 +149,11 @@ def _check_truth(truth: object) -> None:
         spans = [letter]
     if spans is not None and not (spans and all(len(span) == 2 for span in spans)):
         raise ValueError(f"its segments {spans} are not [start, end]")
+
+
+def _unit(case: Case) -> Hashable:
+    unit = case.benchmark.unit(case.row)
+    return (case.row.get(TASK), unit) if unit else case.sample.id
 
 
 def _first_there(places: Sequence[str], folder: str) -> str:

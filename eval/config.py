@@ -54,7 +54,8 @@ class EvalConfig:
         prompt_variant: the answer-twice system prompt: `train` as in training, `eval` as released checkpoints were
             scored.
         strict_media: stop before anything is computed if a video is missing; otherwise those are listed and counted.
-        limit: evaluate so many samples of the data sets, and of every benchmark, drawn by `seed`; null: all.
+        limit: evaluate so many samples of the data sets, and of every benchmark, drawn by `seed`, and one more where
+            that completes a pair; null: all.
         seed: of that draw.
         part: [i, n]: answer the i-th of n parts of the videos, i from 0; processes that share `output` take one each,
             and the last one to finish writes the whole result. null: everything.

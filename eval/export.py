@@ -30,9 +30,14 @@ Row = dict[str, str | float | int | None]
 
 
 def benchmark_rows(summary: Mapping) -> list[Row]:
-    """One row per benchmark of a summary, in the mode the evaluation is about, the published result beside it."""
+    """One row per benchmark of a summary, in the mode the evaluation is about, the published result beside it.
+
+    Benchmarks of which every sample was skipped stand last, without numbers.
+    """
     mode, model = summary["headline_mode"], summary["compared_with"]
-    return [_row(found, mode, model) for found in summary["benchmarks"].values()]
+    rows = [_row(found, mode, model) for found in summary["benchmarks"].values()]
+    lost = summary["unscored"].items()
+    return rows + [dict.fromkeys(COLUMNS) | {"benchmark": title, "n": 0, "skipped": n} for title, n in lost]
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -175,10 +175,10 @@ def _answers(
 ) -> Iterator[tuple[Case, Answer, dict]]:
     """Answered cases in the order of finishing, and what each took.
 
-    `seconds` is the time since the answer before (the first one's includes loading and compiling), `waited` the part
-    of it in which no prompt was ready.
+    `at` is the time of day in seconds, `seconds` the time since the answer before, `waited` the part of it in which no
+    prompt was ready, `first` whether loading and compiling are in it.
     """
-    clock, waited = time.perf_counter(), 0.0
+    clock, waited, first = time.perf_counter(), 0.0, True
     for position, answer in answerer.stream(prompts, sampling):
         case, now = prompts.taken[position], time.perf_counter()
         if answer.error:
@@ -187,12 +187,14 @@ def _answers(
         timing = {
             "id": case.sample.id,
             "source": case.sample.source,
+            "first": first,
+            "at": time.time(),
             "seconds": now - clock,
             "waited": prompts.waited - waited,
             "prompt_tokens": prompts.lengths[position],
             "tokens": len(answer.token_ids),
         }
-        clock, waited = now, prompts.waited
+        clock, waited, first = now, prompts.waited, False
         yield case, answer, timing
 
 
@@ -209,7 +211,8 @@ def _missing_media(cases: Sequence[Case], missing: set[str]) -> DataError:
 
 def _claim(config: EvalConfig, force: bool) -> Path:
     holds = "an evaluation with other settings"
-    fix, recipe = _OTHERS, dump_config(dataclasses.replace(config, part=None))
+    # Neither decides what an answer is.
+    fix, recipe = _OTHERS, dump_config(dataclasses.replace(config, part=None, strict_media=False))
     try:
         return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
     except UsageError:

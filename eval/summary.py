@@ -1,11 +1,13 @@
 """What an evaluation found, as one JSON object: everything that tables and reports show."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from videoauto_jax.eval.benchmarks.base import benchmark, known_benchmarks
 from videoauto_jax.eval.config import EvalConfig
-from videoauto_jax.eval.cost import fit_cost
+from videoauto_jax.eval.cost import fit_cost, wall_seconds
 from videoauto_jax.eval.records import Record
 from videoauto_jax.eval.scoring import ALWAYS_THINK, reliability, score_modes, threshold_curve
 from videoauto_jax.eval.tables import Sheet, sheets
@@ -18,6 +20,9 @@ def summarize(
     config: EvalConfig, records: Sequence[Record], skipped: Sequence[Mapping] = (), timings: Sequence[Mapping] = ()
 ) -> dict:
     """The scores of an evaluation, over all records (`eval`) and benchmark by benchmark (`benchmarks`).
+
+    `unscored` are the benchmarks of which every sample was skipped, and of how many. `seconds` are those in which any
+    process was answering, `waited` those in which one had no prompt, of all processes together.
 
     Args:
         records: at least one.
@@ -37,13 +42,20 @@ def summarize(
         "benchmarks": {
             name: _benchmark(sheet, config, skipped, timings) for name, sheet in sheets(records, config.profile).items()
         },
+        "unscored": _unscored(records, skipped),
         "reliability": reliability(records),
         "skipped": list(skipped),
-        "seconds": sum(line["seconds"] for line in timings),
+        "seconds": wall_seconds(timings),
         "waited": sum(line["waited"] for line in timings),
     }
     # What the gate cut short has no second answer, so only a full pass tells of other thresholds.
     return summary | ({"curve": threshold_curve(records, CURVE)} if {"second", "auto"} <= set(modes) else {})
+
+
+def _unscored(records: Sequence[Record], skipped: Sequence[Mapping]) -> dict[str, int]:
+    answered = {record["benchmark"] for record in records}
+    lost = Counter(skip["source"] for skip in skipped if skip["source"] not in answered)
+    return {benchmark(name).title: n for name, n in lost.items() if name in known_benchmarks()}
 
 
 def _benchmark(sheet: Sheet, config: EvalConfig, skipped: Sequence[Mapping], timings: Sequence[Mapping]) -> dict:
@@ -68,7 +80,7 @@ def _speed(sheet: Sheet, timings: Sequence[Mapping]) -> dict:
     """Seconds of the run, and videos answered about per minute; null where nothing was timed."""
     known = {line["id"] for line in timings}
     videos = {record["media"] for record in sheet.records if record["id"] in known and record["media"]}
-    seconds = sum(line["seconds"] for line in timings)
+    seconds = wall_seconds(timings)
     rate = 60 * len(videos) / seconds if seconds else None
     return {"seconds": seconds, "videos": len(videos), "videos_per_minute": rate}
 

@@ -118,6 +118,10 @@ class Benchmark(abc.ABC):
     def truth(self, row: Row) -> object:
         """The right answer, for people to read and for records to keep."""
 
+    def unit(self, row: Row) -> str:
+        """What a row belongs to, where several answers count as one; "" where each counts by itself."""
+        return ""
+
     def groups(self, row: Row) -> dict[str, str]:
         """Kind of category -> this row's category."""
         return {}

@@ -49,6 +49,9 @@ class MVPMini(Choice):
     def truth(self, row: Row) -> str:
         return letter_of(row["answer"], self.options(row))
 
+    def unit(self, row: Row) -> str:
+        return row.get("video_id", "").rpartition("_")[0]
+
     def groups(self, row: Row) -> dict[str, str]:
         return {"task": row[TASK]} if TASK in row else {}
 
@@ -61,7 +64,7 @@ class MVPMini(Choice):
 
     def score(self, record: Row, text: str) -> Score:
         score = super().score(record, text)
-        score.unit = record.get("video_id", "").rpartition("_")[0]
+        score.unit = self.unit(record)
         return score
 
     def aggregate(self, scores: Sequence[Score]) -> Metrics:

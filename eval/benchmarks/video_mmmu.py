@@ -69,7 +69,9 @@ class VideoMMMU(Choice):
         return (found.get("bytes") or found.get("path")) if isinstance(found, dict) else found
 
     def options(self, row: Row) -> Sequence[str]:
-        return [re.sub(r"^[A-J]\.\s*", "", option) for option in row.get("options") or ()]
+        """Without letters; as published, the letters that they may begin with are looked for with them."""
+        options = row.get("options") or ()
+        return options if self.profile == "paper" else [re.sub(r"^[A-J]\.\s*", "", option) for option in options]
 
     def truth(self, row: Row) -> str:
         return str(row["answer"]).strip()
@@ -82,7 +84,7 @@ class VideoMMMU(Choice):
     def read(self, said: str, options: Sequence[str] = ()) -> str:
         if self.profile == "strict":
             return super().read(said, options)
-        return _named_option(said, options or ("",) * 4) if said else EMPTY
+        return _named_option(said, options) if said else EMPTY
 
     def score(self, record: Row, text: str) -> Score:
         score = super().score(record, text) if self._is_choice(record) else self._score_open(record, text)
@@ -116,16 +118,24 @@ def _subject(row: Row) -> str:
 
 
 def _named_option(text: str, options: Sequence[str]) -> str:
-    """The option named last, by the first of these forms that occurs: `A.` or `A:`, `(A)`, `A `, its text."""
-    text = text.strip().strip(",.!?;:'")
+    """The option a text names by the first of these forms that occurs: `A.` or `A:`, `(A)`, `A `, its text.
+
+    Of several the last, but as published: where one stands as `A.`, that is what is looked for, and not `B:`; `A ` is
+    found at the end of a word too (`NASA `) and then looked for by itself; what is nowhere counts as before everything.
+    """
+    for mark in ",.!?;:'":
+        text = text.strip(mark)
     text = f" {text} "
-    letters = string.ascii_uppercase[: len(options)]
-    for forms in (("{}.", "{}:"), ("({})",), ("{} ",)):
-        found = {max(text.rfind(form.format(letter)) for form in forms): letter for letter in letters}
-        if max(found) >= 0:
-            return found[max(found)]
+    letters = string.ascii_uppercase[: len(options) or 4]
+    held = lambda form: [letter for letter in letters if form.format(letter) in text]  # noqa: E731
+    last = lambda named, form: max(named, key=lambda letter: text.rfind(form.format(letter)))  # noqa: E731
+    dotted, with_colon = held("{}."), held("{}:")
+    if dotted or with_colon:
+        return last(dotted + with_colon, "{}." if dotted else "{}:")
+    for form, looked_for in (("({})", "({})"), ("{} ", " {} ")):
+        if named := held(form):
+            return last(named, looked_for)
     if len(text.split()) > 5:
-        places = {text.lower().rfind(o.lower()): letter for letter, o in zip(letters, options) if o}
-        if places and max(places) >= 0:
-            return places[max(places)]
+        places = {letter: text.lower().rfind(option.lower()) for letter, option in zip(letters, options)}
+        return max(places, key=places.get) if max(places.values(), default=-1) >= 0 else NOTHING
     return NOTHING

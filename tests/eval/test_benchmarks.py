@@ -60,6 +60,24 @@ def test_video_mmmu_finds_an_option(row):
     assert benchmark("video_mmmu").extract(row["in"]) == row["out"]
 
 
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("I pick B from NASA tables", "B"),  # `A ` is in a word, where it counts as before everything
+        ("NASA or GRAB tables", "A"),
+        ("A. or B: yes", "A"),  # no `B:` is looked for where one stands as `A.`
+        ("A: or B: yes", "B"),
+        ("(A) or (B)", "B"),
+        ("\\boxed{B,.}", "No Answer Found."),  # each mark is stripped once, in their order
+        ("it must have been the apple", "No Answer Found."),  # not `A. Apple`
+        ("it must be the pear, not a plum", "B"),
+    ],
+)
+def test_video_mmmu_finds_options_as_published(said, letter):
+    record = {"options": ["A. apple", "plum", "pear, not a plum"], "answer": "A", "question_type": "multiple-choice"}
+    assert benchmark("video_mmmu").score(record, said).prediction == letter
+
+
 @pytest.mark.parametrize("row", rows("videommmu_open"))
 def test_video_mmmu_finds_numbers(row):
     said = last_box_or_text(row["in"], "paper")

@@ -1,10 +1,12 @@
 """Thresholds picked and reported on records whose curves are known."""
 
+import itertools
+
 import pytest
 
 from videoauto_jax.errors import DataError
 from videoauto_jax.eval.calibration import calibrate, pareto, pick, split
-from videoauto_jax.eval.cost import fit_cost
+from videoauto_jax.eval.cost import fit_cost, wall_seconds
 from videoauto_jax.eval.records import OTHERS
 from videoauto_jax.eval.scoring import ALWAYS_THINK
 
@@ -55,13 +57,25 @@ def test_pick_and_pareto():
 
 def test_seconds_come_from_the_fit():
     lines = [{"id": f"s/{n}", "prompt_tokens": 100 * (n % 7), "tokens": 10 + n % 5} for n in range(200)]
-    timings = [line | {"seconds": 0.001 * line["prompt_tokens"] + 0.02 * line["tokens"]} for line in lines]
+    seconds = [0.001 * line["prompt_tokens"] + 0.02 * line["tokens"] for line in lines]
+    ends = itertools.accumulate(seconds)
+    timings = [line | {"seconds": s, "at": at, "first": False} for line, s, at in zip(lines, seconds, ends)]
     cost = fit_cost(timings)
     assert (cost.prompt, cost.answer) == (pytest.approx(0.001), pytest.approx(0.02)) and fit_cost(timings[:20]) is None
+    loading = [{"prompt_tokens": 1, "tokens": 1, "seconds": 900.0, "at": 0.0, "first": True}]
+    assert fit_cost(timings[:80] + loading + timings[80:]) == cost
+    twice = fit_cost([line for line in timings for _ in range(2)])  # two processes at the same time
+    assert (twice.prompt, twice.answer) == (pytest.approx(0.0005), pytest.approx(0.01))
     found = calibrate(records(), "paper", timings=timings)[OTHERS]
     ids = {one["id"] for one in split(records(), 0.5, 0)[1]}
     prompts = sum(line["prompt_tokens"] for line in lines if line["id"] in ids)
     assert found["reported"]["seconds"] == pytest.approx(0.001 * prompts + 0.02 * 55 * len(ids))
+
+
+def test_seconds_of_processes_that_ran_at_once_count_once():
+    spans = [(0, 4), (4, 6), (1, 5), (20, 21)]  # one process, then its next answer; another; a resumed run
+    assert wall_seconds([{"at": end, "seconds": end - begin} for begin, end in spans]) == 7
+    assert wall_seconds([]) == 0
 
 
 def test_what_cannot_be_calibrated_is_told():

@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from videoauto_jax.config import dump_config, load_config
 from videoauto_jax.data.annotations import ImageBudget, VideoBudget
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import ConfigError, DataError
@@ -14,6 +18,8 @@ from videoauto_jax.eval import benchmark, runner
 from videoauto_jax.eval.annotations import find_tables, read_rows
 from videoauto_jax.eval.cases import load_cases
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
+from videoauto_jax.eval.export import benchmark_rows
+from videoauto_jax.eval.report import evaluation_report
 from videoauto_jax.eval.runner import evaluate, read_records
 from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
 from videoauto_jax.sampling.sampler import SamplingConfig
@@ -127,24 +133,60 @@ def test_missing_videos_are_counted_and_one_of_another_name_is_found(answered, b
     assert [skip["id"] for skip in found["skipped"]] == ["charades/2"]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_all_nine_with_a_real_model(family, checkpoint, benchmark_root, tmp_path):
-    """Every benchmark goes through decoding, the model and the gate; a killed run ends as an uninterrupted one."""
-    changes = {"model": checkpoint(family), "dtype": "float32", "limit": 1}
-    whole = evaluate(config_of(benchmark_root, tmp_path / "whole", *NAMES, **changes))
-    assert whole["skipped"] == [] and whole["n"] == 9 and set(whole["benchmarks"]) == set(NAMES)
-    cut_short = config_of(benchmark_root, tmp_path / "cut", *NAMES, **changes)
+def test_a_benchmark_without_a_video_stays_in_the_table(answered, benchmark_root, tmp_path):
+    videos, away = benchmark_root / "charades_sta/Charades_v1_480", benchmark_root / "away"
+    videos.rename(away)
+    try:
+        found = answered("videomme", benchmarks={"videomme": BenchmarkConfig(), "charades": BenchmarkConfig()})
+    finally:
+        away.rename(videos)
+    assert list(found["benchmarks"]) == ["videomme"] and found["unscored"] == {"Charades-STA": 3}
+    row = benchmark_rows(found)[1]
+    assert (row["benchmark"], row["score"], row["n"], row["skipped"]) == ("Charades-STA", None, 0, 3)
+    assert "Charades-STA" in evaluation_report(found, read_records(tmp_path / "out"), samples=1)
 
-    def stop(done, total, numbers):
-        if done == 5:
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(cut_short, progress=stop)
-    evaluate(cut_short)
-    assert (tmp_path / "cut/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
-    scores = lambda folder: json.loads((tmp_path / folder / "summary.json").read_text())["eval"]  # noqa: E731
-    assert scores("cut") == scores("whole")
+@pytest.mark.parametrize(
+    ("recipe", "family", "killed"),
+    [
+        ("qwen2_5_vl_16k", "qwen2_5_vl", False),
+        ("qwen2_5_vl_auto_16k", "qwen2_5_vl", False),
+        ("qwen3_vl_128k", "qwen3_vl", False),
+        ("qwen3_vl_auto_128k", "qwen3_vl", True),
+    ],
+)
+def test_all_nine_from_their_recipes(recipe, family, killed, checkpoint, benchmark_root, tmp_path):
+    """Decoding, a tiny model and the gate under the recipes' own budgets; a killed run ends as an uninterrupted one."""
+    small = [
+        "dtype=float32",
+        "graders=1",
+        "data.workers=1",
+        "sampling.prompt_lengths=[1024,2048]",
+    ]
+    small += ["limit=1", f"model={checkpoint(family)}", f"root={benchmark_root}", f"output={tmp_path}/whole"]
+    config = load_config(EvalConfig, f"eval/{recipe}", small + [f"benchmarks.{n}.max_new_tokens=6" for n in NAMES])
+    summary = evaluate(config)
+    assert summary["skipped"] == [] and summary["n"] == 10 and set(summary["benchmarks"]) == set(NAMES)
+    pairs = summary["benchmarks"]["mvp_mini"]
+    assert pairs["n"] == 2 and pairs["modes"][summary["headline_mode"]]["metrics"]["pair_accuracy"] is not None
+    if killed:
+        cut_short = dataclasses.replace(config, output=f"{tmp_path}/cut")
+        (tmp_path / "cut.yaml").write_text(dump_config(cut_short))
+        process = subprocess.run([sys.executable, "-c", KILLED, f"{tmp_path}/cut.yaml"], cwd=tmp_path)
+        assert process.returncode == -signal.SIGKILL and len(read_records(cut_short.output)) == 5
+        assert evaluate(cut_short)["eval"] == summary["eval"]
+        assert (tmp_path / "cut/samples.jsonl").read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from videoauto_jax.config import load_config
+from videoauto_jax.eval.config import EvalConfig
+from videoauto_jax.eval.runner import evaluate
+kill = lambda done, *_: done == 5 and os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    evaluate(load_config(EvalConfig, sys.argv[1]), progress=kill)
+"""
 
 
 def test_a_picture_stands_between_video_and_question(benchmark_root):
@@ -163,6 +205,13 @@ def test_minimal_pairs_begin_the_response(benchmark_root):
     others = config_of(benchmark_root, "", "charades", only=("mvp_mini",), prompt="plain")  # not among `benchmarks`
     assert load_cases(others)[0].sample.messages == plain[0].sample.messages
     assert others.sampling_of("mvp_mini").max_new_tokens == 32768
+
+
+def test_a_limit_draws_whole_pairs(benchmark_root):
+    for limit, count in ((1, 2), (3, 4), (4, 4)):
+        cases = load_cases(config_of(benchmark_root, "", "mvp_mini", limit=limit))
+        pairs = {(case.row["subtask"], case.row["video_id"].rpartition("_")[0]) for case in cases}
+        assert len(cases) == count == 2 * len(pairs)
 
 
 def test_what_is_asked_can_be_narrowed(benchmark_root):

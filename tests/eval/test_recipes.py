@@ -1,6 +1,7 @@
 """The packaged recipes state what the published evaluations used."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,22 @@ def test_budgets_thresholds_and_prompts(name):
     qwen2_5 = {"mmvu": 64, "activitynet_tvg": 512} if side == 28 else {}
     found = {bench: own.max_frames for bench, own in config.benchmarks.items() if own.max_frames}
     assert found == {"video_mmmu": 64, **qwen2_5} and config.profile == "paper"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_keys_and_values_fit_beside_the_weights(name):
+    """All slots, as many prompts that are computed, the longest answers and 8.8 billion weights, on 80 GB."""
+    config = load_config(EvalConfig, f"eval/{name}")
+    model = "qwen2.5-vl-7b-instruct" if name.startswith("qwen2_5") else "qwen3-vl-8b-instruct"
+    facts = json.loads(Path(__file__, "../../../configs/models", f"{model}.json").resolve().read_text())
+    text = facts.get("text_config", facts)
+    heads = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+    token = text["num_hidden_layers"] * text["num_key_value_heads"] * heads * 2 * 2
+    assert token == (57344 if name.startswith("qwen2_5") else 147456)
+    lengths = config.sampling.prompt_lengths or (24576,)  # the rung that holds 16,384 visual tokens and the text
+    answers = max(config.sampling_of(bench).max_new_tokens for bench in config.benchmarks)
+    held = config.sampling.prompts * (2 * max(lengths) + answers) * token
+    assert held + 2 * 8.8e9 < 75e9
 
 
 def test_the_repetition_penalty_is_the_checkpoints(tmp_path):

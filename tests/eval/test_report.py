@@ -144,7 +144,7 @@ def test_an_evaluation_without_second_answers_has_no_gate(records):
     summary = {
         "model": "m", "mode": "auto", "profile": "paper", "threshold": 0.9, "n": 24,
         "eval": score_modes(records, 0.9, modes=("first", "auto")),
-        "benchmarks": {}, "skipped": [{"id": "set/99", "media": "x.mp4", "reason": "cannot <decode>"}],
+        "benchmarks": {}, "unscored": {}, "skipped": [{"id": "set/99", "media": "x.mp4", "reason": "cannot <decode>"}],
     }  # fmt: skip
     text = Outline(evaluation_report(summary, records)).text
     assert "The gate" not in text and "cannot <decode>" in text

@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_with_the_same_file(config, script, tmp_path):
 def test_a_finished_evaluation_needs_no_model(config, script):
     first = evaluate(config)
     script.loads = 0
-    assert evaluate(config)["eval"] == first["eval"]
+    assert evaluate(config)["eval"] == evaluate(dataclasses.replace(config, strict_media=True))["eval"] == first["eval"]
     assert script.loads == 0
 
 
@@ -228,7 +228,8 @@ def test_every_answer_is_timed(config, script):
     timings = read_timings(config.output)
     assert [line["id"] for line in timings] == [f"set/{n + 1}" for n in range(COUNT)]
     assert timings[3]["tokens"] == 23 and timings[3]["prompt_tokens"] == 7
-    assert summary["seconds"] == pytest.approx(sum(line["seconds"] for line in timings))
+    assert summary["seconds"] == pytest.approx(sum(line["seconds"] for line in timings), abs=0.01)
+    assert [line["first"] for line in timings] == [True] + [False] * (COUNT - 1)
 
 
 def test_questions_about_one_video_stand_side_by_side(config):

@@ -33,7 +33,8 @@ def show(summary: dict, folder: str) -> None:
     report = write_report(folder, evaluation_report(summary, read_records(folder)))
     write_tables(folder, summary)
     console = rich.get_console()
-    console.print(benchmarks_table(summary) if summary["benchmarks"] else scores_table(summary["eval"]))
+    named = summary["benchmarks"] or summary["unscored"]
+    console.print(benchmarks_table(summary) if named else scores_table(summary["eval"]))
     if summary["skipped"]:
         first = summary["skipped"][0]
         line = f"{len(summary['skipped'])} samples skipped, the first is {first['id']}: {first['reason']}"

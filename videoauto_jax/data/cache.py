@@ -3,7 +3,8 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 from videoauto_jax.data.visuals import Visual
@@ -23,29 +24,60 @@ def visual_key(item: Mapping) -> Hashable | None:
 
 
 class VisualCache:
-    """The visuals used last, up to a number of bytes. Safe among threads; travels to another process empty."""
+    """The visuals used last, up to a number of bytes, and the last one whatever its size.
+
+    Safe among threads: what several ask for at once is loaded once. Travels to another process empty.
+    """
 
     def __init__(self, nbytes: int):
+        """
+        Args:
+            nbytes: 0 keeps nothing.
+        """
         self._limit, self._held = nbytes, 0
         self._visuals: OrderedDict[Hashable, Visual] = OrderedDict()
+        self._loading: dict[Hashable, Future] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable | None) -> Visual | None:
+    def get(self, key: Hashable | None, load: Callable[[], Visual]) -> Visual:
+        """The visual of a key, from `load` if it is not there; what that raises reaches all who wait for it.
+
+        Args:
+            key: None for a visual that is not kept.
+        """
+        if key is None:
+            return load()
         with self._lock:
             if key in self._visuals:
                 self._visuals.move_to_end(key)
-            return self._visuals.get(key)
+                return self._visuals[key]
+            others = self._loading.get(key)
+            if others is None:
+                mine = self._loading[key] = Future()
+        return others.result() if others is not None else self._load(key, load, mine)
 
-    def put(self, key: Hashable | None, visual: Visual) -> None:
-        if key is None or visual.nbytes > self._limit:
+    def _load(self, key: Hashable, load: Callable[[], Visual], told: Future) -> Visual:
+        visual = None
+        try:
+            visual = load()
+            told.set_result(visual)
+            return visual
+        except BaseException as error:
+            told.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._loading[key]
+                if visual is not None:
+                    self._keep(key, visual)
+
+    def _keep(self, key: Hashable, visual: Visual) -> None:
+        if not self._limit:
             return
-        with self._lock:
-            if key in self._visuals:
-                return
-            self._visuals[key] = visual
-            self._held += visual.nbytes
-            while self._held > self._limit:
-                self._held -= self._visuals.popitem(last=False)[1].nbytes
+        self._visuals[key] = visual
+        self._held += visual.nbytes
+        while self._held > self._limit and len(self._visuals) > 1:
+            self._held -= self._visuals.popitem(last=False)[1].nbytes
 
     def __reduce__(self):
         return VisualCache, (self._limit,)

@@ -66,7 +66,7 @@ class Processor:
             resize: how frames of videos are resized, see `data.resize`.
             video_reader: what reads frames: `pyav`, exact on every file, or `decord` (see `data.decord_reader`).
             video_threads: threads that decode one video.
-            cache_bytes: memory for visuals that are asked about again; 0 keeps none.
+            cache_bytes: memory for visuals that are asked about again, see `data.cache`; 0 keeps none.
 
         Raises:
             ModelError: the tokenizer lacks a vision token, or numbers it otherwise than config.json.
@@ -147,12 +147,8 @@ class Processor:
         return self.tokenizer.decode(np.asarray(token_ids).tolist(), skip_special_tokens=skip_special)
 
     def _visual(self, item: Mapping) -> Visual:
-        key = visual_key(item)
-        visual = self._cache.get(key)
-        if visual is None:
-            visual = load_visual(item, self.settings, self.resize, self.video_threads, self.video_reader)
-            self._cache.put(key, visual)
-        return visual
+        how = self.settings, self.resize, self.video_threads, self.video_reader
+        return self._cache.get(visual_key(item), lambda: load_visual(item, *how))
 
     def _vision_index(self, token_ids: np.ndarray, visuals: Sequence[Visual]) -> np.ndarray:
         settings, index, used = self.settings, np.full(len(token_ids), -1, np.int32), 0
