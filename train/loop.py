@@ -14,7 +14,7 @@ from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.distributed import together
 from videoauto_jax.fate import one_fate
 from videoauto_jax.models.hf import load_model
-from videoauto_jax.rewards import RewardPool
+from videoauto_jax.rewards import RewardPool, find_grader
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 from videoauto_jax.sharding import batch_shards, make_mesh
 from videoauto_jax.train.evaluation import Evaluation, hold_out
@@ -84,6 +84,7 @@ class GRPOTrainer:
         warn_about_equal_rewards([group for part, _ in parts for group in part], index)
         with clock("old"):
             scored = [self._with_old(state, pack(*part, self.config, self.mesh)) for part in parts]
+            jax.block_until_ready([part.signals for part in scored])  # or the clock of the update would tell of it
         self.stop.check()
         with clock("update"):
             for part in scored * self.config.iterations:
@@ -218,6 +219,8 @@ def train_grpo(
     warn_about_rows(config, batch_shards(mesh))
     processor = config.data.processor(config.model)
     samples, held_out = hold_out(usable_samples(config.data, processor), config.holdout.samples, config.seed)
+    for kind in {sample.problem_type for sample in (*samples, *held_out)}:
+        find_grader(kind)  # now, and not when the first such sample is drawn
     warn_about_sets(samples)
     reward = config.reward
     with Run(config, force=force, lines=lines) as run, RewardPool(reward.workers, reward.timeout_s) as pool:

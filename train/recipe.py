@@ -50,6 +50,15 @@ class RunConfig:
     max_nonfinite: int = 5
     wandb: str | None = None
 
+    def __post_init__(self):
+        self._at_least(1, "save_every", "keep", "max_nonfinite")
+
+    def _at_least(self, least: int, *keys: str) -> None:
+        for key in keys:
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key} is {value}", where=key, fix=f"It must be at least {least}")
+
     @property
     def trains(self) -> Callable[[tuple, object], bool]:
         """NNX filter of the parameters that train."""
@@ -79,6 +88,10 @@ class SFTConfig(RunConfig):
     rows: int = 8
     questions: int = 8
     max_response_tokens: int = 2048
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._at_least(1, "steps", "rows", "questions", "max_response_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +196,7 @@ class GRPOConfig(RunConfig):
         return self.prompts // self.updates * self.subgroups
 
     def __post_init__(self):
+        super().__post_init__()
         ADVANTAGES[self.advantage]
         self._check_counts()
         self._check_divisions()
@@ -193,10 +207,14 @@ class GRPOConfig(RunConfig):
             raise ConfigError("a group needs at least 2 branches", where="rollout.branches", fix="Set it to 2 or more")
 
     def _check_counts(self) -> None:
-        positive = ("prompts", "updates", "iterations", "subgroups", "accumulate", "sample_every", "max_nonfinite")
-        for key, least in (*((key, 1) for key in positive), ("max_refills", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} is {getattr(self, key)}", where=key, fix=f"It must be at least {least}")
+        self._at_least(1, "prompts", "updates", "iterations", "subgroups", "accumulate", "sample_every")
+        self._at_least(1, "rounds", "epochs")
+        self._at_least(0, "max_refills")
+        if self.holdout.every < 1:
+            raise ConfigError(f"every is {self.holdout.every}", where="holdout.every", fix="It must be at least 1")
+        if self.trainable.vision and self.lora is None:
+            fix = "Leave it frozen: what it sees is computed once per prompt, outside of the gradient"
+            raise ConfigError("the vision tower does not train with GRPO", where="trainable.vision", fix=fix)
         if not 0 <= self.reward.overlong_buffer <= self.rollout.max_new_tokens:
             raise ConfigError(
                 f"overlong_buffer is {self.reward.overlong_buffer}",

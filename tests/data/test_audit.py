@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_the_verb_audits_resumes_and_training_leaves_out_by_name(recipe, tmp_pat
     assert entries["toy/4"].tokens > 1000 and "MediaError" in entries["toy/5"].reason
     assert "damaged toy/5" in " ".join(capsys.readouterr().out.split())
 
-    lines = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
+    lines = sorted((tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True), key=lambda x: "MediaError" in x)
     (tmp_path / "manifest.jsonl").write_text("".join(lines[:3]) + lines[3][:20])  # killed while it wrote
     assert main(["data", "check", "-c", str(recipe)]) == 0
     assert "2 samples read in" in capsys.readouterr().out
@@ -100,6 +101,11 @@ def test_the_verb_audits_resumes_and_training_leaves_out_by_name(recipe, tmp_pat
     assert "1 samples left out, damaged: toy/5 (MediaError" in caplog.text
     other = load_config(GRPOConfig, recipe, ["data.video.max_frames=2"]).data  # the manifest is of other budgets
     assert "toy/1" in [sample.id for sample in usable_samples(other, tiny_processor)]
+
+    shutil.copy(tmp_path / "good.mp4", tmp_path / "bad.mp4")  # what was damaged is looked at again
+    assert main(["data", "check", "-c", str(recipe)]) == 0
+    assert "1 samples read in" in capsys.readouterr().out
+    assert "toy/5" in [sample.id for sample in usable_samples(data, tiny_processor)]
 
 
 def test_a_recipe_of_another_verb_is_read_but_a_wrong_key_is_not(recipe, capsys):

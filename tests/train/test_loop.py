@@ -15,7 +15,7 @@ from videoauto_jax.cli.main import main
 from videoauto_jax.data.annotations import ImageBudget
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
-from videoauto_jax.errors import ConfigError, UsageError
+from videoauto_jax.errors import ConfigError, DataError, UsageError
 from videoauto_jax.rewards import Rewards
 from videoauto_jax.sharding import MeshConfig
 from videoauto_jax.train import loop, step
@@ -23,6 +23,7 @@ from videoauto_jax.train.loop import train_grpo
 from videoauto_jax.train.lora import LoraConfig
 from videoauto_jax.train.loss_config import GRPOLossConfig
 from videoauto_jax.train.optimizer import OptimizerConfig
+from videoauto_jax.train.parameters import TrainableConfig
 from videoauto_jax.train.recipe import GRPOConfig, HoldoutConfig, RolloutConfig, SFTConfig
 from videoauto_jax.train.sft import train_sft
 
@@ -195,12 +196,30 @@ def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
         ({"subgroups": 4}, "2 branches do not divide into 4 subgroups"),
         ({"accumulate": 3}, "4 rows of an update do not divide into 3 accumulate"),
         ({"iterations": 0}, "iterations is 0"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"save_every": 0}, "save_every is 0"),
+        ({"holdout": HoldoutConfig(samples=1, every=0)}, "every is 0 .holdout.every"),
+        ({"trainable": TrainableConfig(vision=True)}, "vision tower does not train with GRPO"),
         ({"rollout": dataclasses.replace(config.rollout, branches=1)}, "at least 2 branches"),
         ({"rollout": dataclasses.replace(config.rollout, temperature=0.0)}, "temperature"),
         ({"advantage": "rank"}, "rank"),
     ):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config, **changes)
+    for key in ("steps", "rows", "questions", "save_every"):
+        with pytest.raises(ConfigError, match=f"{key} is 0"):
+            recipe("sft", tiny_folder, data, tmp_path / "run", **{key: 0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_problem_type_is_told_before_the_folder_is_claimed(tiny_folder, data, tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text("\ufeff" + json.dumps({"question": "?", "answer": "1", "problem_type": "maths"}) + "\n")
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run")
+    sets = {"odd": DatasetConfig("Plain", str(path))}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, names=("odd",), sets=sets))
+    with pytest.raises(DataError, match="Did you mean 'math'"):
+        train_grpo(config)
     assert not (tmp_path / "run").exists()
 
 

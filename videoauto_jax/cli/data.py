@@ -49,6 +49,8 @@ POSITIONAL = ("action",)
 def run(config: DataVerbConfig, *, force: bool) -> None:
     """Writes the manifest and prints what training will leave out; `force` reads everything anew.
 
+    What was damaged is read again: it may have been mended, or had not been unpacked yet.
+
     Raises:
         UsageError: the recipe names no manifest.
     """
@@ -59,7 +61,7 @@ def run(config: DataVerbConfig, *, force: bool) -> None:
     samples = data.samples(keep_missing=True)
     known = {} if force else read_manifest(data.manifest)
     keys = [sample_key(sample, processor) for sample in samples]
-    todo = [sample for sample, key in zip(samples, keys) if key not in known]
+    todo = [sample for sample, key in zip(samples, keys) if key not in known or known[key].reason]
     start, read = time.perf_counter(), 0
     with progress_bar("data check") as report:
         for entry in audit(todo, processor, workers=max(data.workers, 1), timeout_s=config.timeout_s):

@@ -49,7 +49,7 @@ def _files(root: Path) -> list[Path]:
 
 def _objects(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"annotations cannot be read: {error}", where=file) from None
     if text.lstrip().startswith("["):
