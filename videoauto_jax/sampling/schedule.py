@@ -173,14 +173,21 @@ class Schedule:
         prompt, mine = waiting.prompt, waiting.trace
         if self._collated is not None:
             return Entry(self._free[0], prompt, mine, waiting.keys)
-        held = [shared_length(mine, other) if mine and other else 0 for other in self._table.traces]
-        source = int(np.argmax(held))
-        slot = source if held[source] and source in self._free else self._free[0]
-        entry = Entry(slot, prompt, mine, waiting.keys, source, held[source])
+        source, shared = self._source(mine)
+        slot = source if shared and source in self._free else self._free[0]
+        entry = Entry(slot, prompt, mine, waiting.keys, source, shared)
         long = any(len(each.prompt.token_ids) - each.shared > self._table.piece for each in (entry, *batch))
         alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
         nearer = mine is not None and any(shared_length(mine, other.trace) > entry.shared for other in batch)
         return None if batch and (long or nearer or not alike) else entry
+
+    def _source(self, mine: Trace | None) -> tuple[int, int]:
+        """The slot that holds the most of a prompt's beginning, and how many of its tokens."""
+        held = [shared_length(mine, other) if mine and other else 0 for other in self._table.traces]
+        source = int(np.argmax(held))
+        if held[source] and not self._table.sound(source):
+            return self._source(mine)
+        return source, held[source]
 
     def _decode(self, writing: Writing) -> engine.Used:
         waits = bool(self._waiting) or not self._exhausted

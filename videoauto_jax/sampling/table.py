@@ -97,6 +97,7 @@ class Table:
         self._config, self._pad = config, pad_token_id
         self._state: engine.Slots | None = None
         self.traces: list[Trace | None] = [None] * slots
+        self._unseen: set[int] = set()
         self.free, self.piece = deque(range(slots)), config.prefill_tokens
 
     def refusal(self, prompt: Encoded) -> str | None:
@@ -137,6 +138,7 @@ class Table:
             self.traces = [None] * self.slots
         for entry in entries:
             self.traces[entry.slot] = entry.trace
+            self._unseen.add(entry.slot)
 
     def decode(self, writing: Writing, *, longest: int, most: int, enough: int) -> engine.Used:
         """Writes at most `most` tokens of every branch, fewer if a cache is full; see `engine.decode`. Does not wait.
@@ -154,6 +156,18 @@ class Table:
     def progress(self) -> tuple[Int[np.ndarray, "B G"], Int[np.ndarray, "B G"]]:
         """Waits for the device; why each branch has ended, or that it runs, and its length."""
         return fetch((self._state.branches.finish, self._state.branches.length))
+
+    def sound(self, slot: int) -> bool:
+        """Whether the keys and values that a slot holds are numbers; if not, its prompt leaves no trace.
+
+        Waits for the device, once for each prompt.
+        """
+        if slot in self._unseen:
+            self._unseen.remove(slot)
+            finish, length = self.progress()
+            if finish[slot, 0] == engine.FAILED and length[slot, 0] == 0:  # not even its own next token was one
+                self.traces[slot] = None
+        return self.traces[slot] is not None
 
     def take(self, slots: Sequence[int]) -> list[engine.Branches]:
         """What the branches of some slots have written, on the host: arrays `[G, …]` for each slot."""
