@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt32
 
 from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.errors import VideoAutoError
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.prefixes import Trace, shared_length, trace
@@ -79,7 +80,7 @@ class Schedule:
 
     Args:
         table: the slots; none of them has a branch that runs.
-        prompts: with their numbers; taken as slots become free.
+        prompts: with their numbers, or why there is none; taken as slots become free.
         seed: of the random keys.
         reuse: look for prefixes that slots hold already.
         collated: the first prompts, as many as there are slots, collated.
@@ -90,7 +91,7 @@ class Schedule:
     def __init__(
         self,
         table: Table,
-        prompts: Iterable[tuple[int, Encoded]],
+        prompts: Iterable[tuple[int, Encoded | VideoAutoError]],
         *,
         seed: int,
         reuse: bool,
@@ -129,7 +130,7 @@ class Schedule:
             position, prompt = next(self._prompts, (0, None))
             if prompt is None:
                 self._exhausted = True
-            elif reason := self._table.refusal(prompt):
+            elif self._collated is None and (reason := self._table.refusal(prompt)):
                 self._refused.append(Finished(position, None, reason=reason))
             else:
                 keys = branch_keys(prompt, self._table.branches, self._seed)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from videoauto_jax.data.collate import bucket
 from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.errors import VideoAutoError
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.placing import fetch
 from videoauto_jax.models.qwen_vl import QwenVL
@@ -100,8 +101,10 @@ class Table:
         self._unseen: set[int] = set()
         self.free, self.piece = deque(range(slots)), config.prefill_tokens
 
-    def refusal(self, prompt: Encoded) -> str | None:
+    def refusal(self, prompt: Encoded | VideoAutoError) -> str | None:
         """Why a prompt cannot be run, or None."""
+        if isinstance(prompt, VideoAutoError):
+            return str(prompt)
         lengths, count = self._config.prompt_lengths, len(prompt.token_ids)
         if lengths is None or count <= max(lengths):
             return None
@@ -131,7 +134,14 @@ class Table:
                     start[row] = writing.automaton.start_inside
                 token_ids[row, : len(entry.prompt.token_ids)] = entry.prompt.token_ids
             alone = len(entries) + len(self.free) == self.slots
-            whole = alone and rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
+            # Where few take over what slots hold, the rest of the slots may still serve others.
+            kept = len(entries) < self.slots and any(entry.shared for entry in entries)
+            whole = (
+                alone
+                and not kept
+                and rows == self.slots
+                and [entry.slot for entry in entries] == list(range(len(entries)))
+            )
             arguments = prompts, logits, index, token_ids, keys, start, writing.automaton, writing.settings
             self._state = engine.admit(self._state, *arguments, whole=whole)
         if whole:
@@ -188,6 +198,13 @@ class Table:
             rung //= 4
         return rung
 
+    def _rows(self, count: int) -> int:
+        """Rows for so many prompts: all slots, or a power of four. Every other number would compile programs."""
+        rows = 1
+        while rows < count:
+            rows *= 4
+        return self.slots if 2 * count > self.slots else min(rows, self.slots)
+
     def _prefill(
         self, writing: Writing, entries: Sequence[Entry], collated: Collated | None
     ) -> tuple[cache.PromptCache, Float[jax.Array, "r V"]]:
@@ -197,12 +214,11 @@ class Table:
             capacity = self._capacity(collated.inputs.token_ids.shape[1])
             return self._run(writing, Given(prompts, collated), None, capacity)
         capacity = self._capacity(bucket(max(ends), self._config.prompt_lengths))
-        before, lengths, rows = None, self._config.prompt_lengths, len(prompts)
+        before, lengths, rows = None, self._config.prompt_lengths, self._rows(len(prompts))
         if any(shared):
-            sources = np.array([entry.source for entry in entries], np.int32)
+            sources = np.zeros(rows, np.int32)
+            sources[: len(entries)] = [entry.source for entry in entries]
             before, lengths = cache.copy_prompts(self._state.prompts, sources), None
-        elif 2 * rows > self.slots:
-            rows = self.slots
         pieces = cut(shared, ends, capacity=capacity, most=self.piece, lengths=lengths)
         return self._run(writing, Batch(prompts, pieces, rows, self._pad), before, capacity)
 
