@@ -131,11 +131,11 @@ def overlong_penalty(tokens: int, limit: int, config: RewardConfig) -> float:
 
 
 def counted_branches(group: Graded, config: GRPOConfig) -> Bool[np.ndarray, "G"]:
-    """Which branches take part in the loss."""
-    whole = np.array([answer.finish_reason != "length" for answer in group.answers])
+    """Which branches take part in the loss: not those that ended in logits that are not numbers, or were refused."""
+    left_out = ("nan", "refused", "length") if config.mask_truncated else ("nan", "refused")
     if config.dynamic_sampling != "off" and not group.teaches:
-        return np.zeros_like(whole)
-    return whole if config.mask_truncated else np.ones_like(whole)
+        return np.zeros(len(group.answers), bool)
+    return np.array([answer.finish_reason not in left_out for answer in group.answers])
 
 
 def pack(groups: list[Graded], prompts: Prompts, config: GRPOConfig, mesh) -> ScoredGroups:

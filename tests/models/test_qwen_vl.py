@@ -125,14 +125,16 @@ def test_logits_of_a_head_of_its_own(untied_folder):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_greedy_continuation(pair):
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_greedy_continuation(pair, penalty):
     ours, reference, processor = pair
-    sampler = Sampler(ours, processor, SamplingConfig(mode="second", max_new_tokens=32, temperature=0.0, prompts=5))
+    config = SamplingConfig(mode="second", max_new_tokens=32, temperature=0.0, prompts=5, repetition_penalty=penalty)
+    sampler = Sampler(ours, processor, config)
     answers = sampler(list(CASES.values()))
     for name, answer in zip(CASES, answers):
         inputs = torch_inputs(CASES[name], processor)
         with torch.no_grad():
-            written = reference.generate(**inputs, max_new_tokens=32, do_sample=False)
+            written = reference.generate(**inputs, max_new_tokens=32, do_sample=False, repetition_penalty=penalty)
         assert answer.token_ids.tolist() == written[0, inputs["input_ids"].shape[1] :].tolist(), name
     assert {len(answer.token_ids) for answer in answers} & {32}  # not all stopped early
 

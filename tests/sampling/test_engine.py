@@ -166,7 +166,7 @@ def test_a_branch_without_numbers_fails_alone(family):
     logits = np.array(begun[1])
     logits[0, 5] = np.nan
     written, _ = run(model, begun, logits=jnp.asarray(logits))
-    assert (written.finish[0] == engine.FAILED).all() and (written.length[0] == 1).all()
+    assert (written.finish[0] == engine.FAILED).all() and (written.length[0] == 0).all()
     assert_same(written, free, 1, 1)
 
 

@@ -33,6 +33,12 @@ def test_pieces_cover_what_is_not_shared_and_stay_within(shared, ends, capacity,
     assert (done == ends).all() and len({piece.width for piece in pieces}) <= 2
 
 
+@pytest.mark.parametrize("lengths", [(65536,), None])
+def test_no_piece_is_longer_than_allowed(lengths):
+    pieces = cut([0, 0], [20000, 300], capacity=65536, most=8192, lengths=lengths)
+    assert [piece.width for piece in pieces][:2] == [8192, 8192] and max(piece.width for piece in pieces) == 8192
+
+
 def test_prefixes_end_where_tokens_or_visuals_differ(encode):
     what, why, other = (encode(*arguments) for arguments in (("What?", 0, 1), ("Why?", 0, 1), ("What?", 2, 1)))
     size = min(len(what.token_ids), len(why.token_ids))

@@ -3,12 +3,13 @@
 import collections
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from videoauto_jax.errors import ConfigError, VideoAutoError
+from videoauto_jax.errors import ConfigError, ModelError, VideoAutoError
 from videoauto_jax.protocol import first_answer_confidence, is_well_formed
 from videoauto_jax.protocol.confidence import replay
 from videoauto_jax.sampling import cache, engine
@@ -133,11 +134,17 @@ def test_a_repetition_penalty_counts_in_the_confidence(sampler):
 
 def test_defaults_come_from_the_checkpoint(tmp_path):
     assert checkpoint_defaults(tmp_path) == {}
-    stated = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": [1]}
-    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
-    assert checkpoint_defaults(tmp_path) == {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
-    (tmp_path / "generation_config.json").write_text(json.dumps({**stated, "do_sample": False}))
-    assert SamplingConfig(**checkpoint_defaults(tmp_path)).temperature == 0
+    drawn = {"temperature": 0.7, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.05}
+    stated = {"do_sample": True, **drawn, "eos_token_id": [1]}
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(stated))
+    assert checkpoint_defaults(tmp_path) == drawn
+    for greedy in ({**stated, "do_sample": False}, drawn):  # transformers is greedy unless told otherwise
+        path.write_text(json.dumps(greedy))
+        assert SamplingConfig(**checkpoint_defaults(tmp_path)).temperature == 0
+    path.write_text(json.dumps({"repetition_penalty": "1.05"}))
+    with pytest.raises(ModelError, match="repetition_penalty='1.05'.*generation_config.json"):
+        checkpoint_defaults(tmp_path)
 
 
 def test_no_room_is_a_reason(sampler):
@@ -264,6 +271,60 @@ def test_a_stop_text_ends_a_branch_as_if_nothing_had_been_written_behind_it(samp
         assert found.confidence == (whole[SURE].confidence if "}" in text + stop and text != "\\boxed" else -1)
 
 
+def test_a_stop_text_on_the_last_token_there_is(sampler):
+    """Nothing has been written behind it, but neither the end of the room nor the gate is why the text ends there."""
+    whole = answers(sampler, mode="second")[SURE]
+    count = len(whole.token_ids) - 2
+    last = whole.text[len(sampler.processor.decode(whole.token_ids[: count - 1])) :][:1]
+    assert last not in sampler.processor.decode(whole.token_ids[: count - 1])
+    found = answers(sampler, mode="second", max_new_tokens=count, stop=(last,))[SURE]
+    assert len(found.token_ids) == count and found.finish_reason == "stop" and last not in found.text
+    found = answers(sampler, mode="auto", max_new_tokens=96, stop=("}",))[SURE]
+    assert (found.text, found.finish_reason, found.exited, found.answer) == ("\\boxed{A", "stop", False, "")
+
+
+def test_a_special_token_may_be_a_stop(scripted):
+    sampler = scripted({SURE: [("It is<|im_start|> red" + END, 0.999)]}, **SETTINGS, mode="second")
+    (plain,) = sampler([chat(SURE)])
+    sampler.config = dataclasses.replace(sampler.config, stop=("<|im_start|>",))
+    (stopped,) = sampler([chat(SURE)])
+    assert (plain.text, stopped.text) == ("It is red", "It is") and stopped.finish_reason == "stop"
+    assert is_prefix(stopped.token_ids, plain.token_ids)
+
+
+def test_what_cannot_be_a_prompt_is_refused_and_the_others_finish(sampler, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    video = {"type": "video", "video": str(tmp_path / "broken.mp4")}
+    broken = [{"role": "user", "content": [video, {"type": "text", "text": "What?"}]}]
+    sampler.config = dataclasses.replace(sampler.config, mode="second")
+    sure, refused, unsure = sampler([chat(SURE), broken, chat(UNSURE)])
+    assert (sure.answer, unsure.answer) == ("B", "D")
+    assert refused.finish_reason == "refused" and "broken.mp4" in refused.error
+
+
+def test_prompts_that_are_collated_already_are_not_refused(sampler, tiny_processor):
+    """They have a row each, and fit it: leaving one out would give its row to the next."""
+    prompts = [tiny_processor.encode(chat(prompt)) for prompt in (SURE, WRONG, UNSURE)]
+    sampler.config = dataclasses.replace(sampler.config, mode="second", prompt_lengths=(len(prompts[2].token_ids),))
+    groups = sampler.generate(prompts, 1, inputs=tiny_processor.collate(prompts))
+    assert [answer.text[:8] for (answer,) in groups] == ["\\boxed{A", "no box h", "\\boxed{C"]
+
+
+def test_the_number_of_questions_about_one_video_compiles_nothing(tiny_model, tiny_processor):
+    long = "A long question about what happens in the video, and why. " * 3
+    config = SamplingConfig(mode="second", max_new_tokens=4, prompts=8)
+    sampler = Sampler(tiny_model, tiny_processor, config)
+    ask = lambda names: sampler([chat(f"{long}{name}?") for name in names])  # noqa: E731
+    ask("a"), ask("bcdef")
+    programs = (cache.prefill, cache.copy_prompts, engine._admit_some, engine._admit_whole)
+    before = [program._cache_size() for program in programs]
+    reused = sampler.usage.reused
+    found = ask("ghijkl"), ask("mnopqrs")
+    assert before == [program._cache_size() for program in programs] and sampler.usage.reused > reused
+    alone = Sampler(tiny_model, tiny_processor, config)([chat(f"{long}k?")])[0]
+    np.testing.assert_array_equal(found[0][4].token_ids, alone.token_ids)
+
+
 def test_the_stream_takes_prompts_as_slots_become_free(sampler, tiny_processor):
     """Two slots, and a long answer that keeps one of them while the other serves everybody else."""
     order = [UNSURE, WRONG, WRONG, SURE, WRONG, LOST, WRONG]
@@ -353,10 +414,27 @@ def test_caches_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, pr
         {"top_p": 0.0},
         {"cache_dtype": "int4"},
         {"stop": ("",)},
+        {"stop": "</think>"},  # not eight stops of one character
+        {"max_new_tokens": 64.0},
+        {"temperature": "0.7"},
+        {"top_p": None},
+        {"prompts": True},
+        {"seed": 0.5},
+        {"threshold": -1.0},
+        {"threshold": float("nan")},
+        {"prompt_lengths": ()},
+        {"prompt_lengths": (64, 0)},
     ],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(setting):
-    with pytest.raises(ConfigError, match=str(next(iter(setting.values())))) as raised:
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=re.escape(repr(value))) as raised:
         SamplingConfig(**setting)
-    assert isinstance(raised.value, VideoAutoError) and raised.value.fix
+    assert isinstance(raised.value, VideoAutoError) and raised.value.fix and name in str(raised.value)
+
+
+@pytest.mark.parametrize("branches", [0, -1, 2.0])
+def test_branches_are_counted_in_whole_numbers(sampler, branches):
+    with pytest.raises(ConfigError, match=f"branches={branches}"):
+        sampler.rollout([chat(SURE)], branches=branches)

@@ -8,10 +8,12 @@ import pytest
 
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.errors import TrainingError
+from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.rewards import FALLBACK_BONUS, RewardPool, Rewards
 from videoauto_jax.sampling.answer import make_answer
 from videoauto_jax.train.evaluation import hold_out
 from videoauto_jax.train.flops import group_forward_flops
+from videoauto_jax.train.groups import pack_groups
 from videoauto_jax.train.journal import check_finite, warn_about_equal_rewards
 from videoauto_jax.train.loop import Clock, GRPOTrainer, warn_about_rows
 from videoauto_jax.train.recipe import GRPOConfig, RewardConfig
@@ -75,6 +77,18 @@ def test_what_is_counted():
     for mode in ("drop", "refill"):
         assert counted_branches(equal, config(dynamic_sampling=mode)).tolist() == [False, False]
         assert counted_branches(group, config(dynamic_sampling=mode)).tolist() == [True, True]
+
+
+def test_a_branch_without_numbers_is_not_counted_and_may_be_empty():
+    """It has no tokens where the prompt's own logits were not numbers."""
+    answers = [answer("", tokens=0, finish=4), answer("x"), answer("x", finish=4)]
+    group = Graded(item(0), answers, [Rewards(0, 0, 0)] * 3, np.array([0.0, 1.0, 0.0], np.float32))
+    assert counted_branches(group, config()).tolist() == [False, True, False]
+    prompts = ModelInputs(np.ones((1, 7), np.int32), np.zeros((3, 1, 7), np.int32), np.ones((1, 7), np.int32),
+                          np.full((1, 7), -1), None)  # fmt: skip
+    batch = pack_groups(prompts, [7], [[each.token_ids for each in answers]], bound=5)
+    assert batch.mask.sum(axis=-1).tolist() == [[0, 5, 5]]
+    assert batch.inputs.segment_ids[0, 7:17].tolist() == [3] * 5 + [4] * 5
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("off", [0, 1, 2, 3]), ("drop", [0, 1, 2, 3]),

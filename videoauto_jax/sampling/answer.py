@@ -28,7 +28,7 @@ class Answer:
         final_answer: content of the second box, "" if there is none.
         answer: the one that counts: the first if the gate ended the branch, else the second, else what there is.
         exited: the gate ended the branch after its first answer.
-        finish_reason: stop, exit, length, nan (logits that are not numbers), or refused (see `error`).
+        finish_reason: stop, exit, length, nan (the next logits were not numbers), or refused (see `error`).
         first_tokens: tokens up to and including the one that closed the first answer; all of them if none did.
         seconds: from the prompt's prefill until the last branch of its group had ended.
         error: why there is no answer, "" if there is one.

@@ -1,14 +1,25 @@
 """How responses are written."""
 
 import dataclasses
+import numbers
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from videoauto_jax.errors import ConfigError
+from videoauto_jax.errors import ConfigError, ModelError
 from videoauto_jax.models.config import read_json
 from videoauto_jax.sampling.answer import Mode
+
+CacheDtype = Literal["model", "int8", "float8_e4m3fn"]
+_LEAST = {"max_new_tokens": 1, "prompts": 1, "prefill_tokens": 1, "top_k": 0}
+_RANGES = {
+    "threshold": (lambda x: x >= 0, "a number of at least 0"),
+    "temperature": (lambda x: 0 <= x < np.inf, "a number of at least 0"),
+    "top_p": (lambda x: 0 < x <= 1, "a number more than 0 and at most 1"),
+    "min_p": (lambda x: 0 <= x <= 1, "a number of at least 0 and at most 1"),
+    "repetition_penalty": (lambda x: 0 < x < np.inf, "a number more than 0"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +29,13 @@ class SamplingConfig:
     Attributes:
         mode: `first` ends a branch after its first answer, `auto` does so where its confidence reaches `threshold`,
             `second` never; `record` is `second`, for scoring every mode from one pass.
-        threshold: least confidence, exp(mean log p), that makes thinking unnecessary in `auto`.
+        threshold: least confidence, exp(mean log p), that makes thinking unnecessary in `auto`; more than 1 is none.
         max_new_tokens: most tokens of a branch.
         temperature: 0 is greedy.
         top_k, top_p, min_p: which tokens are drawn from; see `draw.Sampling`. Without a meaning at temperature 0.
         repetition_penalty: on tokens of the prompt and the branch; 1 for none. Public Qwen2.5-VL checkpoints ask for
             1.05: see `checkpoint_defaults`.
-        stop: texts that end a branch, besides the checkpoint's stop tokens.
+        stop: texts that end a branch, besides the checkpoint's stop tokens; a special token may be among them.
         forced_format: only tokens after which the response can still become well-formed are written.
         seed: with the prompt and the branch's number it determines a branch's tokens.
         prompts: prompts that run at once, each with all its branches; those that wait take the place of those that end.
@@ -52,23 +63,25 @@ class SamplingConfig:
     prompt_lengths: tuple[int, ...] | None = None
     prefill_tokens: int = 8192
     reuse_prefixes: bool = True
-    cache_dtype: Literal["model", "int8", "float8_e4m3fn"] = "model"
+    cache_dtype: CacheDtype = "model"
 
     def __post_init__(self):
         if self.mode not in get_args(Mode):
             fix = f"Use one of {', '.join(get_args(Mode))}"
             raise ConfigError(f"there is no mode {self.mode!r}", where="sampling", fix=fix)
-        known = ("model", "int8", "float8_e4m3fn")
+        known = get_args(CacheDtype)
         _check("cache_dtype", self.cache_dtype, self.cache_dtype in known, f"one of {', '.join(known)}")
-        counts = {name: getattr(self, name) for name in ("max_new_tokens", "prompts", "prefill_tokens")}
-        for name, value in counts.items():
-            _check(name, value, value >= 1, "at least 1")
-        for name in ("temperature", "top_k"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "at least 0 and at most 1")
-        _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0")
-        _check("stop", self.stop, all(self.stop), "texts of at least one character")
+        for name, least in _LEAST.items():
+            check_whole(name, getattr(self, name), least)
+        _check("seed", self.seed, _is(self.seed, numbers.Integral), "a whole number")
+        for name, (holds, rule) in _RANGES.items():
+            value = getattr(self, name)
+            _check(name, value, _is(value, numbers.Real) and holds(value), rule)
+        texts = isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop)
+        _check("stop", self.stop, texts, "a list of texts of at least one character")
+        ladder = self.prompt_lengths
+        rungs = ladder is None or (len(ladder) > 0 and all(_is(rung, numbers.Integral) and rung > 0 for rung in ladder))
+        _check("prompt_lengths", ladder, rungs, "null, or at least one length, all of them whole numbers above 0")
 
     @property
     def exit_threshold(self) -> float:
@@ -77,16 +90,39 @@ class SamplingConfig:
 
 
 def checkpoint_defaults(folder: str | Path) -> dict[str, float]:
-    """What a checkpoint's generation_config.json says of `temperature`, `top_k`, `top_p` and `repetition_penalty`.
+    """What a checkpoint's generation_config.json says of temperature, top_k, top_p, min_p and repetition_penalty.
 
-    Temperature is 0 where it says `do_sample: false`; what it does not name is left out.
+    Temperature is 0 unless it says `do_sample: true`, as in transformers; what it does not name is left out.
+
+    Raises:
+        ModelError: the file is broken, or a value makes no sense.
     """
-    stated = read_json(Path(folder) / "generation_config.json") or {}
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    path = Path(folder) / "generation_config.json"
+    stated = read_json(path)
+    if stated is None:
+        return {}
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     found = {name: stated[name] for name in names if stated.get(name) is not None}
-    return found if stated.get("do_sample", True) else {**found, "temperature": 0.0}
+    try:
+        SamplingConfig(**found)
+    except ConfigError as error:
+        raise ModelError(error.what, where=path, fix=error.fix) from None
+    return found if stated.get("do_sample") else {**found, "temperature": 0.0}
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """
+    Raises:
+        ConfigError: the value is no whole number, or less than `least`.
+    """
+    holds = _is(value, numbers.Integral) and value >= least
+    _check(name, value, holds, f"a whole number of at least {least}")
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
-        raise ConfigError(f"{name}={value}", where="sampling", fix=f"Make it {rule}")
+        raise ConfigError(f"{name}={value!r}", where="sampling", fix=f"Make it {rule}")

@@ -263,8 +263,10 @@ def _begin(
 
 
 def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automaton, settings: Settings) -> Branches:
-    """Draws a token for every running branch, records it, and decides which branches end."""
-    active = branches.finish == RUNNING
+    """Draws a token for every running branch, records it, and decides which branches end. One whose logits are not
+    numbers writes nothing more."""
+    running, sound = branches.finish == RUNNING, jnp.all(jnp.isfinite(logits), axis=-1)
+    active = running & sound
     room = settings.max_new_tokens - branches.length
     allowed = lambda: gates.allowed_tokens(automaton, branches.gate, room)  # noqa: E731
     drawn = draw(logits, branches.seen, allowed, branches.keys, branches.length, settings.sampling)
@@ -273,7 +275,7 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
     closed = gates.first_closed(automaton, gate)
     confident = closed & (gate.confidence >= settings.threshold)
     reasons = [
-        (~jnp.all(jnp.isfinite(logits), axis=-1), FAILED),
+        (~sound, FAILED),
         (jnp.any(drawn.token[..., None] == settings.stop_ids, axis=-1), STOPPED),
         (confident, EXITED),
         (length >= settings.max_new_tokens, LENGTH),
@@ -288,7 +290,7 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
         sampling_log_probs=put(branches.sampling_log_probs, drawn.sampling_log_prob),
         length=length,
         first_tokens=jnp.where(closed & (branches.first_tokens == 0), length, branches.first_tokens),
-        finish=jnp.where(active, finish, branches.finish),
+        finish=jnp.where(running, finish, branches.finish),
         gate=gate,
         seen=branches.seen.at[*jnp.indices(active.shape), drawn.token].max(active),
     )
@@ -301,6 +303,9 @@ def _advance(
 
     A branch that has ended is not given anything to attend to, nor is a prompt none of whose branches run: what is not
     read costs a step no time where it waits for memory.
+
+    What is not a number is kept as 0: the branch ends with these logits, but its slot is read by later ones, and what a
+    mask gives no weight must be a number all the same.
     """
     rows, count, _ = branches.tokens.shape
     place = jnp.maximum(branches.length - 1, 0)
@@ -317,6 +322,7 @@ def _advance(
     layers = jnp.arange(k.shape[0])
     hidden, new = model.text(model.text.embed(token), jnp.stack([position] * 3), attention, caches=layers)
     b, g = jnp.arange(rows)[:, None], jnp.arange(count)[None]
-    new = stored(new[0], k), stored(new[1], v)
+    numbers = lambda x: jnp.where(jnp.isfinite(x), x, 0)  # noqa: E731
+    new = stored(numbers(new[0]), k), stored(numbers(new[1]), v)
     k, v = jax.tree.map(lambda cache, x: cache.at[:, b, g, place].set(x), (k, v), new)
     return model.logits(hidden), k, v

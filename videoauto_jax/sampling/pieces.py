@@ -34,11 +34,11 @@ def cut(
 
     Args:
         most: tokens of a piece.
-        lengths: ladder of their widths, or None for that of `data.collate.bucket`.
+        lengths: ladder of the widths below `most`, or None for that of `data.collate.bucket`.
     """
     done, ends, pieces = np.asarray(shared), np.asarray(ends), []
     while (done < ends).any():
-        width = min(bucket(min(int((ends - done).max()), most), lengths), capacity)
+        width = min(bucket(int((ends - done).max()), lengths), most, capacity)
         starts = np.minimum(done, capacity - width).astype(np.int32)
         pieces.append(Piece(starts, width))
         done = np.minimum(starts + width, ends)

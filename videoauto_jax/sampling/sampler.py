@@ -1,11 +1,12 @@
 """From chat messages to answers: prompts through the slots."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
 from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.errors import DataError, MediaError, VideoAutoError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
@@ -13,7 +14,7 @@ from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.protocol.grammar import begun_response
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.answer import Answer, make_answer, refusal
-from videoauto_jax.sampling.config import SamplingConfig
+from videoauto_jax.sampling.config import SamplingConfig, check_whole
 from videoauto_jax.sampling.draw import Sampling
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.schedule import Finished, Schedule, Usage
@@ -55,12 +56,16 @@ class Sampler:
         self._model, self._idle = model, None  # what other weights have computed is of no use
 
     def __call__(self, conversations: Sequence[list[dict]]) -> list[Answer]:
-        """One answer per conversation (HF chat messages)."""
+        """One answer per conversation (HF chat messages); see `rollout`."""
         return [group[0] for group in self.rollout(conversations, branches=1)]
 
     def rollout(self, conversations: Sequence[list[dict]], branches: int) -> list[list[Answer]]:
-        """`branches` answers per conversation; each prompt is computed once."""
-        return _in_order(self.stream(map(self.processor.encode, conversations), branches))
+        """`branches` answers per conversation; each prompt is computed once.
+
+        A conversation that cannot be a prompt (a video that cannot be read, too many tokens) has answers whose
+        `finish_reason` is `refused`; the others are answered.
+        """
+        return _in_order(self.stream(map(self._prompt, conversations), branches))
 
     def generate(
         self,
@@ -86,12 +91,13 @@ class Sampler:
         return _in_order(self._stream(prompts, branches, seed, collated, on_text))
 
     def stream(
-        self, prompts: Iterable[Encoded], branches: int = 1, *, on_text: OnText | None = None
+        self, prompts: Iterable[Encoded | VideoAutoError], branches: int = 1, *, on_text: OnText | None = None
     ) -> Iterator[tuple[int, list[Answer]]]:
         """Answers in the order in which they are finished.
 
         Args:
-            prompts: encoded prompts; taken one by one as slots become free, so they may be made while others run.
+            prompts: encoded prompts; taken one by one as slots become free, so they may be made while others run. An
+                error in the place of one becomes its `refused` answers.
             branches: answers per prompt, `G`.
             on_text: see `generate`.
 
@@ -102,13 +108,14 @@ class Sampler:
 
     def _stream(
         self,
-        prompts: Iterable[Encoded],
+        prompts: Iterable[Encoded | VideoAutoError],
         branches: int,
         seed: int | None,
         collated: Collated | None,
         on_text: OnText | None,
     ) -> Iterator[tuple[int, list[Answer]]]:
         config = self.config
+        check_whole("branches", branches, 1)
         slots = config.prompts if collated is None else collated.inputs.token_ids.shape[0]
         sizes = (slots, branches, config.max_new_tokens, config.prompt_lengths, config.prefill_tokens)
         sizes += (config.cache_dtype,)
@@ -124,11 +131,23 @@ class Sampler:
             usage=self.usage,
             watch=Watch(self.processor.decode, config.stop, on_text) if config.stop or on_text else None,
         )
-        model, how = self._model, settings(config, self.processor.eos_token_ids)
+        model, how = self._model, settings(config, self._stop_ids())
         for finished in schedule.run(Writing(model, self.automaton, how)):
             yield finished.position, self._answers(finished, branches)
         if config.reuse_prefixes and self._model is model:
             self._idle = sizes, table
+
+    def _prompt(self, messages: list[dict]) -> Encoded | VideoAutoError:
+        try:
+            return self.processor.encode(messages)
+        except (DataError, MediaError) as error:
+            return error
+
+    def _stop_ids(self) -> set[int]:
+        """The checkpoint's stop tokens, and the stop texts that are special tokens: decoded text holds none."""
+        added = self.processor.tokenizer.added_tokens_decoder.items()
+        special = {token for token, text in added if text.special and str(text) in self.config.stop}
+        return special | set(self.processor.eos_token_ids)
 
     def _answers(self, finished: Finished, branches: int) -> list[Answer]:
         written = finished.branches
@@ -139,9 +158,11 @@ class Sampler:
 
     def _answer(self, begun: str, branches: engine.Branches, g: int, seconds: float) -> Answer:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
-        text, count = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
+        text, count, stopped = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
-        if count < length:  # what was written behind a stop text, before the host saw it, never was
+        if (
+            stopped
+        ):  # what was written behind a stop text, before the host saw it, never was; nor the gate's exit with it
             finish = engine.STOPPED
             first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(
@@ -156,7 +177,7 @@ class Sampler:
         )
 
 
-def settings(config: SamplingConfig, stop_ids: Sequence[int]) -> engine.Settings:
+def settings(config: SamplingConfig, stop_ids: Collection[int]) -> engine.Settings:
     """What of a configuration the compiled programs are told; tokens of `stop_ids` end a branch."""
     sampling = Sampling(
         temperature=jnp.float32(config.temperature),

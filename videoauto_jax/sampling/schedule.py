@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt32
 
 from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.errors import VideoAutoError
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.prefixes import Trace, shared_length, trace
@@ -79,7 +80,7 @@ class Schedule:
 
     Args:
         table: the slots; none of them has a branch that runs.
-        prompts: with their numbers; taken as slots become free.
+        prompts: with their numbers, or why there is none; taken as slots become free.
         seed: of the random keys.
         reuse: look for prefixes that slots hold already.
         collated: the first prompts, as many as there are slots, collated.
@@ -90,7 +91,7 @@ class Schedule:
     def __init__(
         self,
         table: Table,
-        prompts: Iterable[tuple[int, Encoded]],
+        prompts: Iterable[tuple[int, Encoded | VideoAutoError]],
         *,
         seed: int,
         reuse: bool,
@@ -129,7 +130,7 @@ class Schedule:
             position, prompt = next(self._prompts, (0, None))
             if prompt is None:
                 self._exhausted = True
-            elif reason := self._table.refusal(prompt):
+            elif self._collated is None and (reason := self._table.refusal(prompt)):
                 self._refused.append(Finished(position, None, reason=reason))
             else:
                 keys = branch_keys(prompt, self._table.branches, self._seed)
@@ -173,14 +174,21 @@ class Schedule:
         prompt, mine = waiting.prompt, waiting.trace
         if self._collated is not None:
             return Entry(self._free[0], prompt, mine, waiting.keys)
-        held = [shared_length(mine, other) if mine and other else 0 for other in self._table.traces]
-        source = int(np.argmax(held))
-        slot = source if held[source] and source in self._free else self._free[0]
-        entry = Entry(slot, prompt, mine, waiting.keys, source, held[source])
+        source, shared = self._source(mine)
+        slot = source if shared and source in self._free else self._free[0]
+        entry = Entry(slot, prompt, mine, waiting.keys, source, shared)
         long = any(len(each.prompt.token_ids) - each.shared > self._table.piece for each in (entry, *batch))
         alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
         nearer = mine is not None and any(shared_length(mine, other.trace) > entry.shared for other in batch)
         return None if batch and (long or nearer or not alike) else entry
+
+    def _source(self, mine: Trace | None) -> tuple[int, int]:
+        """The slot that holds the most of a prompt's beginning, and how many of its tokens."""
+        held = [shared_length(mine, other) if mine and other else 0 for other in self._table.traces]
+        source = int(np.argmax(held))
+        if held[source] and not self._table.sound(source):
+            return self._source(mine)
+        return source, held[source]
 
     def _decode(self, writing: Writing) -> engine.Used:
         waits = bool(self._waiting) or not self._exhausted

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from videoauto_jax.data.collate import bucket
 from videoauto_jax.data.encoding import Encoded
+from videoauto_jax.errors import VideoAutoError
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.placing import fetch
 from videoauto_jax.models.qwen_vl import QwenVL
@@ -97,10 +98,13 @@ class Table:
         self._config, self._pad = config, pad_token_id
         self._state: engine.Slots | None = None
         self.traces: list[Trace | None] = [None] * slots
+        self._unseen: set[int] = set()
         self.free, self.piece = deque(range(slots)), config.prefill_tokens
 
-    def refusal(self, prompt: Encoded) -> str | None:
+    def refusal(self, prompt: Encoded | VideoAutoError) -> str | None:
         """Why a prompt cannot be run, or None."""
+        if isinstance(prompt, VideoAutoError):
+            return str(prompt)
         lengths, count = self._config.prompt_lengths, len(prompt.token_ids)
         if lengths is None or count <= max(lengths):
             return None
@@ -130,13 +134,21 @@ class Table:
                     start[row] = writing.automaton.start_inside
                 token_ids[row, : len(entry.prompt.token_ids)] = entry.prompt.token_ids
             alone = len(entries) + len(self.free) == self.slots
-            whole = alone and rows == self.slots and [entry.slot for entry in entries] == list(range(len(entries)))
+            # Where few take over what slots hold, the rest of the slots may still serve others.
+            kept = len(entries) < self.slots and any(entry.shared for entry in entries)
+            whole = (
+                alone
+                and not kept
+                and rows == self.slots
+                and [entry.slot for entry in entries] == list(range(len(entries)))
+            )
             arguments = prompts, logits, index, token_ids, keys, start, writing.automaton, writing.settings
             self._state = engine.admit(self._state, *arguments, whole=whole)
         if whole:
             self.traces = [None] * self.slots
         for entry in entries:
             self.traces[entry.slot] = entry.trace
+            self._unseen.add(entry.slot)
 
     def decode(self, writing: Writing, *, longest: int, most: int, enough: int) -> engine.Used:
         """Writes at most `most` tokens of every branch, fewer if a cache is full; see `engine.decode`. Does not wait.
@@ -154,6 +166,18 @@ class Table:
     def progress(self) -> tuple[Int[np.ndarray, "B G"], Int[np.ndarray, "B G"]]:
         """Waits for the device; why each branch has ended, or that it runs, and its length."""
         return fetch((self._state.branches.finish, self._state.branches.length))
+
+    def sound(self, slot: int) -> bool:
+        """Whether the keys and values that a slot holds are numbers; if not, its prompt leaves no trace.
+
+        Waits for the device, once for each prompt.
+        """
+        if slot in self._unseen:
+            self._unseen.remove(slot)
+            finish, length = self.progress()
+            if finish[slot, 0] == engine.FAILED and length[slot, 0] == 0:  # not even its own next token was one
+                self.traces[slot] = None
+        return self.traces[slot] is not None
 
     def take(self, slots: Sequence[int]) -> list[engine.Branches]:
         """What the branches of some slots have written, on the host: arrays `[G, …]` for each slot."""
@@ -174,6 +198,13 @@ class Table:
             rung //= 4
         return rung
 
+    def _rows(self, count: int) -> int:
+        """Rows for so many prompts: all slots, or a power of four. Every other number would compile programs."""
+        rows = 1
+        while rows < count:
+            rows *= 4
+        return self.slots if 2 * count > self.slots else min(rows, self.slots)
+
     def _prefill(
         self, writing: Writing, entries: Sequence[Entry], collated: Collated | None
     ) -> tuple[cache.PromptCache, Float[jax.Array, "r V"]]:
@@ -183,12 +214,11 @@ class Table:
             capacity = self._capacity(collated.inputs.token_ids.shape[1])
             return self._run(writing, Given(prompts, collated), None, capacity)
         capacity = self._capacity(bucket(max(ends), self._config.prompt_lengths))
-        before, lengths, rows = None, self._config.prompt_lengths, len(prompts)
+        before, lengths, rows = None, self._config.prompt_lengths, self._rows(len(prompts))
         if any(shared):
-            sources = np.array([entry.source for entry in entries], np.int32)
+            sources = np.zeros(rows, np.int32)
+            sources[: len(entries)] = [entry.source for entry in entries]
             before, lengths = cache.copy_prompts(self._state.prompts, sources), None
-        elif 2 * rows > self.slots:
-            rows = self.slots
         pieces = cut(shared, ends, capacity=capacity, most=self.piece, lengths=lengths)
         return self._run(writing, Batch(prompts, pieces, rows, self._pad), before, capacity)
 

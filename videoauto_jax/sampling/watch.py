@@ -65,12 +65,12 @@ def find_stop(text: str, stop: Sequence[str]) -> int | None:
     return min(places) if places else None
 
 
-def cut_at(tokens: Int[ndarray, "R"], stop: Sequence[str], decode: Decode) -> tuple[str, int]:
-    """The text before the first stop text, and the tokens up to and including the one that completes it."""
+def cut_at(tokens: Int[ndarray, "R"], stop: Sequence[str], decode: Decode) -> tuple[str, int, bool]:
+    """The text before the first stop text, the tokens up to the one that completes it, and whether there is one."""
     text = decode(tokens)
     place = find_stop(text, stop)
     if place is None:
-        return text, len(tokens)
+        return text, len(tokens), False
     low, high = 1, len(tokens)  # the fewest tokens whose text holds a stop text
     while low < high:
         middle = (low + high) // 2
@@ -78,4 +78,4 @@ def cut_at(tokens: Int[ndarray, "R"], stop: Sequence[str], decode: Decode) -> tu
             low = middle + 1
         else:
             high = middle
-    return text[:place], low
+    return text[:place], low, True
