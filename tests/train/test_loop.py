@@ -20,7 +20,7 @@ from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.manifest import Entry, sample_key, write_entry
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.data.selection import usable_samples
-from videoauto_jax.errors import ConfigError, DataError, UsageError
+from videoauto_jax.errors import ConfigError, DataError, TrainingError, UsageError
 from videoauto_jax.rewards import RewardPool, Rewards
 from videoauto_jax.sharding import MeshConfig
 from videoauto_jax.train import loop, step
@@ -114,9 +114,9 @@ def recipe(kind, tiny_folder, data, output, **changes):
 TRAIN = {"sft": train_sft, "grpo": train_grpo}
 
 
-def interrupt_after(count):
+def interrupt_after(count, rounds=ROUNDS):
     def progress(done, total, metrics):
-        assert total == ROUNDS
+        assert total == rounds
         if done == count:
             raise KeyboardInterrupt
 
@@ -307,6 +307,11 @@ def test_held_out_samples_choose_the_best_checkpoint(tiny_folder, data, tmp_path
                     holdout=HoldoutConfig(samples=3, every=2))  # fmt: skip
     assert train_grpo(config)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    cut = dataclasses.replace(config, output=str(tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo(cut, progress=interrupt_after(2))
+    assert train_grpo(cut)
+    assert_same_run(results(tmp_path / "cut"), results(tmp_path / "run"))
     assert ["eval/accuracy_auto" in line for line in lines] == [False, True, True]
     for line in lines[1:]:
         assert line["seconds/evaluation"] > 0 and line["eval/skipped"] == 0
@@ -316,10 +321,38 @@ def test_held_out_samples_choose_the_best_checkpoint(tiny_folder, data, tmp_path
     assert kept == {3, max(scores, key=lambda step: (scores[step], step))}
 
 
+def test_a_run_without_finite_gradients_ends_and_goes_on_where_it_was_sound(tiny_folder, data, tmp_path, monkeypatch):
+    """Rewards that are no numbers stand for whatever breaks a loss; every update of the second round has some."""
+
+    class Broken(Pool):
+        def score_many(self, items, **options):
+            found = super().score_many(items, **options)
+            return found if Pool.calls <= 2 else [Rewards(float("nan"), 0.0, 0.0) for _ in found]
+
+    monkeypatch.setattr(loop, "RewardPool", Broken)
+    config = recipe("grpo", tiny_folder, data, tmp_path / "run", max_nonfinite=2, save_every=1)
+    with pytest.raises(TrainingError, match="2 updates in a row had no finite gradient.*nonfinite"):
+        train_grpo(config)
+    batch = np.load(tmp_path / "run" / "nonfinite" / "batch.npz")
+    assert np.isnan(batch["1.advantages"]).any()
+    names = json.loads((tmp_path / "run" / "nonfinite" / "samples.json").read_text())
+    assert len(names) == 4 and all(name.startswith("toy/") for name in names)
+    monkeypatch.setattr(loop, "RewardPool", Pool)
+    assert train_grpo(config)
+    assert [line["step"] for line in results(tmp_path / "run")[0]] == list(range(1, ROUNDS + 1))
+
+
 def test_adapters_train_alone_and_leave_in_both_forms(tiny_folder, data, tmp_path):
     lora = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
     config = recipe("grpo", tiny_folder, data, tmp_path / "run", lora=lora, rounds=2)
     assert train_grpo(config)
+    cut = dataclasses.replace(config, output=str(tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo(cut, progress=interrupt_after(1, rounds=2))
+    assert train_grpo(cut)
+    assert results(tmp_path / "cut")[0] == results(tmp_path / "run")[0]
+    adapters = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("cut", "run"))
+    assert len({path.read_bytes() for path in adapters}) == 1
     before = load_file(tiny_folder / "model.safetensors")
     (file,) = (tmp_path / "run" / "model").glob("*.safetensors")
     changed = {key for key, tensor in load_file(file).items() if (tensor != before[key]).any()}
