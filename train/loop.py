@@ -42,7 +42,7 @@ from videoauto_jax.train.rollout import (
     write,
 )
 from videoauto_jax.train.rollout_metrics import rollout_metrics
-from videoauto_jax.train.run import SKIP_LOG, Progress, Run, decided_samples, train_run
+from videoauto_jax.train.run import SKIP_LOG, Progress, Run, check_batch, decided_samples, train_run
 from videoauto_jax.train.step import Learner, TrainState
 from videoauto_jax.train.stopping import StopRequest
 
@@ -211,6 +211,7 @@ def train_grpo(
     require_graders((sample.problem_type, sample.id) for sample in usable)
     require_graders((name, "reward.functions") for name in reward.functions)
     samples, held_out = hold_out(usable, config.holdout.samples, config.seed)
+    check_batch(len(samples), "samples", config.prompts, "prompts")
     warn_about_sets(samples)
     with Run(config, force=force, lines=lines) as run, RewardPool(reward.workers, reward.timeout_s) as pool:
         if run.finished():

@@ -25,7 +25,7 @@ from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.distributed import agree, any_process, exchange, is_main, on_main
-from videoauto_jax.errors import CheckpointError
+from videoauto_jax.errors import CheckpointError, ConfigError
 from videoauto_jax.fate import one_fate
 from videoauto_jax.files import claim_folder
 from videoauto_jax.models.hf import save_model
@@ -49,6 +49,16 @@ def decided_samples(config: RunConfig, force: bool) -> Path | None:
     checkpoints = Path(config.output) / "checkpoints"
     begun = not force and checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
     return Path(config.output) / SKIP_LOG if begun else None
+
+
+def check_batch(found: int, what: str, size: int, key: str) -> None:
+    """
+    Raises:
+        ConfigError: there are fewer of what is drawn than one batch takes; names the key to change.
+    """
+    if found < size:
+        fix = f"Set {key} to {found} or less, or add data" if found else "Check the data sets and what is left out"
+        raise ConfigError(f"{found} {what} do not fill one batch of {size}", where=key, fix=fix)
 
 
 class Run:

@@ -19,7 +19,7 @@ from videoauto_jax.train.optimizer import learning_rate_schedule, step_count
 from videoauto_jax.train.pace import Clock, position, speed
 from videoauto_jax.train.recipe import SFTConfig
 from videoauto_jax.train.rollout import place_groups
-from videoauto_jax.train.run import SKIP_LOG, Progress, Run, decided_samples, train_run
+from videoauto_jax.train.run import SKIP_LOG, Progress, Run, check_batch, decided_samples, train_run
 from videoauto_jax.train.step import Learner, TrainState
 from videoauto_jax.train.stopping import StopRequest
 
@@ -103,6 +103,7 @@ def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | No
     samples, mute = with_targets(usable, config.target)
     warn_about(mute)
     bundles = make_bundles(samples, config.questions)
+    check_batch(len(bundles), "visuals with their questions", config.rows, "rows")
     with Run(config, force=force, lines=lines) as run:
         if run.finished():
             return True

@@ -288,6 +288,10 @@ def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
     for key in ("steps", "rows", "questions", "save_every"):
         with pytest.raises(ConfigError, match=f"{key} is 0"):
             recipe("sft", tiny_folder, data, tmp_path / "run", **{key: 0})
+    with pytest.raises(ConfigError, match="9 samples do not fill one batch of 10 .prompts.. Set prompts to 9 or less"):
+        train_grpo(dataclasses.replace(config, prompts=10))
+    with pytest.raises(ConfigError, match="visuals with their questions do not fill one batch of 99 .rows.. Set rows"):
+        train_sft(recipe("sft", tiny_folder, data, tmp_path / "run", rows=99))
     assert not (tmp_path / "run").exists()
 
 
