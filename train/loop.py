@@ -79,7 +79,7 @@ class GRPOTrainer:
         self.sampler.model = self.learner.model(state.trainable)
         usage = dataclasses.replace(self.sampler.usage)
         with ThreadPoolExecutor(1) as self.grader:
-            parts, grades = self._write_groups(index, clock)
+            parts, grades = self._write_groups(index, clock, metrics)
             with clock("old"):
                 rows = [pack(part, self.config, self.mesh) for part in parts]
                 passes = jax.block_until_ready([self._log_probs(state, one) for one in rows])
@@ -114,7 +114,9 @@ class GRPOTrainer:
         check_finite(update, (part.rows.batch, part.signals), ids, self.folder, self.config.max_nonfinite)
         return state
 
-    def _write_groups(self, index: int, clock: Clock) -> tuple[list[Written], Callable[[], list[list[Graded]]]]:
+    def _write_groups(
+        self, index: int, clock: Clock, metrics: Metrics
+    ) -> tuple[list[Written], Callable[[], list[list[Graded]]]]:
         """The groups of a round, cut into updates, and a function that waits for their grades."""
         if self.config.dynamic_sampling != "refill":
             parts, pending = self._draw(index, 0, clock)
@@ -126,6 +128,8 @@ class GRPOTrainer:
                 groups += [group for part in self._grades(*drawn) for group in part]
             if sum(group.teaches for group in groups) >= self.config.prompts:
                 break
+        equal = sum(not group.teaches for group in groups)
+        metrics.add({"refill/groups": len(groups), "refill/frac_reward_zero_std": (equal, len(groups))})
         # Stable: those that teach first, each kind in the order of drawing.
         chosen = self._cut(sorted(groups, key=lambda group: not group.teaches)[: self.config.prompts])
         with clock("vision"):

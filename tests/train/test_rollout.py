@@ -18,6 +18,7 @@ from videoauto_jax.train.groups import pack_groups
 from videoauto_jax.train.journal import check_finite, rewind_samples, warn_about_equal_rewards, write_sample
 from videoauto_jax.train.loop import GRPOTrainer, warn_about_rows
 from videoauto_jax.train.loss_config import GRPOLossConfig
+from videoauto_jax.train.metrics import Metrics
 from videoauto_jax.train.pace import Clock
 from videoauto_jax.train.recipe import GRPOConfig, RewardConfig, RolloutConfig
 from videoauto_jax.train.rollout import Graded, counted_branches, grade_groups, overlong_penalty, score_share
@@ -110,13 +111,16 @@ def test_groups_that_teach_nothing_are_replaced(mode, expected):
 
     trainer._draw, trainer._grades, trainer._prepare = draw, lambda parts, pending: parts, lambda items: "prompts"
 
+    metrics = Metrics()
+
     def written():
-        parts, grades = trainer._write_groups(0, Clock())
+        parts, grades = trainer._write_groups(0, Clock(), metrics)
         return parts, [group.item[0] for part in grades() for group in part]
 
     parts, numbers = written()
     assert numbers == expected
     if mode == "refill":
+        assert metrics.values() == {"refill/groups": 8, "refill/frac_reward_zero_std": 0.5}
         assert drawn == [0, 1] and [[n for n, *_ in part.items] for part in parts] == [[1, 4], [6, 7]]
         trainer.config = config(dynamic_sampling=mode, max_refills=0)
         assert written()[1] == [1, 0, 2, 3]

@@ -13,7 +13,7 @@ HELP = "Supervised fine-tuning on demonstrations; the same command resumes."
 
 
 def run(config: SFTConfig, *, force: bool) -> None:
-    """Trains; the model is in `output/model` afterwards."""
+    """Trains; the model is in `output/model` afterwards, what happened in `output/report.html`."""
     with progress_bar("sft") as progress:
         ended = train_sft(config, force=force, progress=progress)
     if not is_main():

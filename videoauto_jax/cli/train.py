@@ -13,7 +13,7 @@ HELP = "GRPO on groups of answers; the same command resumes."
 
 
 def run(config: GRPOConfig, *, force: bool) -> None:
-    """Trains; the model is in `output/model` afterwards."""
+    """Trains; the model is in `output/model` afterwards, what happened in `output/report.html`."""
     with progress_bar("train") as progress:
         ended = train_grpo(config, force=force, progress=progress)
     if not is_main():
