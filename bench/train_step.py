@@ -7,7 +7,7 @@ update of training (loss, gradient, AdamW). `rows` is the same update on ordinar
 each; `single` too, with the attention of groups on rows of one branch. `torch` is the loss as TRL computes it
 (transformers' model, the last logits only, selective log-softmax, clipped objective with k3) and its backward pass,
 without an optimiser step. They take turns; medians are stated. Values of the losses, and norms of the gradients but
-torch's, are compared before anything is timed.
+torch's, are compared before anything is timed. Real sizes on a GPU: `train_step_gpu.py`.
 """
 
 import argparse
@@ -163,7 +163,8 @@ def main() -> None:
         sizes = {name: getattr(arguments, name) for name in ("prompt", "branch", "branches")}
         case = Case(model.config.text.vocab_size, **sizes)
         result = measure(case, Path(folder), arguments.turns, peer is not None)
-    facts = {"date": time.strftime("%Y-%m-%d"), "command": "python bench/train_step.py", **sizes}
+    command = f"python bench/train_step.py --turns {arguments.turns}"
+    facts = {"date": time.strftime("%Y-%m-%d"), "command": command, **sizes}
     facts |= {"parameters": int(parameters), "device": jax.devices()[0].device_kind, "cpu": platform.processor()}
     facts |= {"cores": len(os.sched_getaffinity(0)), "jax": jax.__version__, "torch": peer}
     arguments.result.write_text(json.dumps(facts | result, indent=1) + "\n")
