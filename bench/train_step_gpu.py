@@ -133,9 +133,12 @@ def measure(work: Work, rows: bool) -> dict:
         found = found or {name: float(metrics[name][0]) for name in ("loss", "grad_norm")}
     flops = group_update_flops(config.text, [work.prompt], [[BRANCH] * BRANCHES], adapters=work.lora)
     median = statistics.median(seconds[1:])
-    peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
-    timed = {"seconds": seconds, "median_seconds": median, "mfu": utilisation(flops, median), "peak_gib": peak}
-    return found | timed | {"compile_seconds": compiled}
+    plan = update.memory_analysis()
+    needed = (
+        plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+    )
+    timed = {"seconds": seconds, "median_seconds": median, "mfu": utilisation(flops, median)}
+    return found | timed | {"compile_seconds": compiled, "gib": round(needed / 2**30, 1)}
 
 
 def compare(records: list[dict]) -> None:
