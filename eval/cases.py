@@ -14,7 +14,7 @@ from videoauto_jax.eval.annotations import read_rows
 from videoauto_jax.eval.benchmarks.base import TASK, Benchmark, benchmark
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
 from videoauto_jax.protocol.prompts import system_prompt
-from videoauto_jax.rewards import find_grader
+from videoauto_jax.rewards import require_graders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,7 @@ def load_cases(config: EvalConfig) -> list[Case]:
     if config.data.names or not chosen:
         samples = config.data.samples(config.prompt_variant, keep_missing=True)
         found += [Case(sample) for sample in choose(samples, config.limit, config.seed)]
-        for kind in {case.sample.problem_type for case in found}:
-            find_grader(kind)
+        require_graders((case.sample.problem_type, case.sample.id) for case in found)
     for one in chosen:
         found += choose(_read(config, one), config.limit, config.seed, _unit)
     if not found:

@@ -85,7 +85,7 @@ def attach_adapters(model: QwenVL, config: LoraConfig, seed: int) -> None:
     layers, key = model.text.layers, jax.random.key(seed)
     for number, target in enumerate(config.targets):
         projection = _projection(layers, target)
-        kernel = projection.kernel[...]
+        kernel = projection.kernel.get_value()  # of an abstract model it has a shape and nothing to index
         inputs = len(_axes(projection)[0])
         shape_a = (*kernel.shape[: 1 + inputs], config.rank)
         shape_b = (kernel.shape[0], config.rank, *kernel.shape[1 + inputs :])

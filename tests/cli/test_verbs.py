@@ -20,6 +20,7 @@ from videoauto_jax.cli.progress import headline, progress_bar
 from videoauto_jax.config import dump_config
 from videoauto_jax.errors import UsageError
 from videoauto_jax.eval import runner
+from videoauto_jax.files import write_atomic
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
@@ -156,18 +157,20 @@ def test_eval_refuses_bad_data_and_foreign_folders(videoauto, evaluation, tmp_pa
 
 
 @pytest.mark.parametrize("module, function, kind", [(train, "train_grpo", GRPOConfig), (sft, "train_sft", SFTConfig)])
-def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, module, function, kind):
+def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, tmp_path, module, function, kind):
     seen = []
+    monkeypatch.chdir(tmp_path)
 
     def learn(config, *, force, progress):
         progress(1, 2, {"loss": (3.0, 2.0)})
         seen.append((config, force))
+        write_atomic(tmp_path / config.output / "metrics.jsonl", '{"step": 1, "loss": 1.5}\n')
         return True
 
     monkeypatch.setattr(module, function, learn)
     verb = module.__name__.rpartition(".")[2]
     status, out, _ = videoauto(verb, "model=m", "output=runs/x", "optimizer.learning_rate=1e-4", "--force")
-    assert status == 0 and "runs/x/model" in out
+    assert status == 0 and "runs/x/model" in out and (tmp_path / "runs/x/report.html").exists()
     config, force = seen[0]
     assert isinstance(config, kind) and config.optimizer.learning_rate == 1e-4 and force
 

@@ -1,5 +1,6 @@
 """Supervised rows: what conversations about one visual share is computed once, and only demonstrations are learned."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.stream import PromptStream, StreamConfig
 from videoauto_jax.errors import DataError
-from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles
+from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles, with_targets
 
 RNG = np.random.default_rng(0)
 SYSTEM = "Answer twice."
@@ -60,6 +61,17 @@ def test_samples_are_bundled_by_what_stands_before_the_question():
     with pytest.raises(DataError, match="no demonstration") as raised:
         make_bundles([sample("Q", response=None, number=7)], 2)
     assert "toy/7" in str(raised.value)
+
+
+@pytest.mark.parametrize(("target", "form"), [("answer", "{}"), ("boxed", "\\boxed{{{}}}")])
+def test_answers_become_demonstrations_and_missing_ones_are_named(target, form):
+    truths = ["A", None, 7, " ", [1.0, 2.55], {"answer": "B", "segment": [[3, 4]]}]
+    samples = [dataclasses.replace(sample("Q", number=n), answer=truth) for n, truth in enumerate(truths)]
+    found, nothing = with_targets(samples, target)
+    texts = ["A", "7", "[1.0, 2.5]", "B <> [3.0, 4.0]"]
+    assert [one.response for one in found] == [form.format(text) for text in texts]
+    assert [one.id for one in nothing] == ["toy/1", "toy/3"] and "no answer to learn" in nothing[0].reason
+    assert with_targets(samples, "response") == (samples, [])
 
 
 @pytest.mark.parametrize("visual", ["a.mp4", None])

@@ -13,12 +13,15 @@ HELP = "Supervised fine-tuning on demonstrations; the same command resumes."
 
 
 def run(config: SFTConfig, *, force: bool) -> None:
-    """Trains; the model is in `output/model` afterwards."""
+    """Trains; the model is in `output/model` afterwards, what happened in `output/report.html`."""
     with progress_bar("sft") as progress:
         ended = train_sft(config, force=force, progress=progress)
     if not is_main():
         return
+    from videoauto_jax.eval.training_report import write_training_report  # here because it loads matplotlib, slowly
+
+    page = write_training_report(config.output)
     if ended:
-        show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
+        show(f"the trained model is in [bold]{escape(config.output)}/model[/], what happened in {escape(str(page))}")
     else:
         show("told to stop, everything is saved; the same command goes on")

@@ -66,6 +66,8 @@ class Usage:
         useful: tokens they did write.
         prefilled: prompt tokens that were computed.
         reused: prompt tokens that another prompt had computed.
+        timed: wait for every prefill, so that its seconds are known.
+        prefill_seconds: spent in prefill, if that is wanted.
     """
 
     steps: int = 0
@@ -73,6 +75,8 @@ class Usage:
     useful: int = 0
     prefilled: int = 0
     reused: int = 0
+    timed: bool = False
+    prefill_seconds: float = 0.0
 
 
 class Schedule:
@@ -148,6 +152,9 @@ class Schedule:
                 self._usage.prefilled += len(entry.prompt.token_ids) - entry.shared
                 self._usage.reused += entry.shared
             self._longest = max(self._longest, 1)
+            if self._usage.timed:
+                self._table.progress()
+                self._usage.prefill_seconds += time.perf_counter() - since
 
     def _next_batch(self) -> tuple[list[Entry], list[int]]:
         """Waiting prompts that go through the model together, in slots of their own."""
