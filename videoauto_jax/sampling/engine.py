@@ -115,12 +115,11 @@ def empty(like: PromptCache, *, slots: int, branches: int, tokens: int, vocabula
     return keep(Slots(PromptCache(*prompt, zeros, zeros), *own, none))
 
 
-@partial(jax.jit, static_argnames="capacity", donate_argnames="slots")
-def widen(slots: Slots, *, capacity: int) -> Slots:
-    """The same slots with room for longer prompts."""
-    prompts = slots.prompts
+@partial(jax.jit, static_argnames="capacity")
+def widen(prompts: PromptCache, *, capacity: int) -> PromptCache:
+    """The same prompts with room for longer ones."""
     k, v = jax.tree.map(lambda x: extend(x, capacity), (prompts.k, prompts.v))
-    return keep(dataclasses.replace(slots, prompts=dataclasses.replace(prompts, k=k, v=v)))
+    return keep(dataclasses.replace(prompts, k=k, v=v))
 
 
 def admit(

@@ -243,5 +243,6 @@ class Table:
         if self._state is None:
             return needed
         if needed > self._state.prompts.capacity:
-            self._state = engine.widen(self._state, capacity=needed)
+            prompts = engine.widen(self._state.prompts, capacity=needed)
+            self._state = dataclasses.replace(self._state, prompts=prompts)
         return self._state.prompts.capacity
