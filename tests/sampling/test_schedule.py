@@ -74,7 +74,7 @@ def test_the_stream_takes_prompts_as_slots_become_free(sampler, answers, chats, 
     assert list(found) != sorted(found) and max(ahead) <= 4
 
 
-@pytest.mark.filterwarnings("error")  # the slots are widened: nothing may be donated that cannot be used
+@pytest.mark.filterwarnings("error::UserWarning")  # the slots are widened: nothing may be donated that cannot be used
 def test_what_cannot_be_a_prompt_is_refused_and_the_others_finish(sampler, chats, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     video = {"type": "video", "video": str(tmp_path / "broken.mp4")}
