@@ -291,7 +291,7 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
         first_tokens=jnp.where(closed & (branches.first_tokens == 0), length, branches.first_tokens),
         finish=jnp.where(running, finish, branches.finish),
         gate=gate,
-        seen=branches.seen.at[*jnp.indices(active.shape), drawn.token].max(active),
+        seen=jax.vmap(jax.vmap(lambda seen, token, now: seen.at[token].max(now)))(branches.seen, drawn.token, active),
     )
 
 
@@ -306,7 +306,6 @@ def _advance(
     What is not a number is kept as 0: the branch ends with these logits, but its slot is read by later ones, and what a
     mask gives no weight must be a number all the same.
     """
-    rows, count, _ = branches.tokens.shape
     place = jnp.maximum(branches.length - 1, 0)
     token = jnp.take_along_axis(branches.tokens, place[..., None], axis=-1)[..., 0]
     running = branches.finish == RUNNING
@@ -320,8 +319,9 @@ def _advance(
     position = prompts.next_position[:, None] + place
     layers = jnp.arange(k.shape[0])
     hidden, new = model.text(model.text.embed(token), jnp.stack([position] * 3), attention, caches=layers)
-    b, g = jnp.arange(rows)[:, None], jnp.arange(count)[None]
     numbers = lambda x: jnp.where(jnp.isfinite(x), x, 0)  # noqa: E731
     new = stored(numbers(new[0]), k), stored(numbers(new[1]), v)
-    k, v = jax.tree.map(lambda cache, x: cache.at[:, b, g, place].set(x), (k, v), new)
+    put = lambda cache, x, at: cache.at[:, at].set(x)  # noqa: E731
+    behind = jax.vmap(jax.vmap(put, in_axes=(1, 1, 0), out_axes=1), in_axes=(1, 1, 0), out_axes=1)
+    k, v = jax.tree.map(lambda cache, x: behind(cache, x, place), (k, v), new)
     return model.logits(hidden), k, v
