@@ -35,17 +35,17 @@ def test_a_branch_depends_on_seed_prompt_and_number_only(writer, prompts):
             np.testing.assert_array_equal(mine.token_ids, expected.token_ids)
             np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
     for changes in ({"prompts": 1}, {"prompts": 8, "prefill_tokens": 64, "prompt_lengths": (96, 256)}):
-        sampler = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, **changes))
+        sampler = replaced(writer, **changes)
         for group, same in zip(sampler.rollout(prompts, branches=3), groups):
             for mine, expected in zip(group, same):
                 np.testing.assert_array_equal(mine.token_ids, expected.token_ids, err_msg=str(changes))
-    reseeded = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, seed=4))
+    reseeded = replaced(writer, seed=4)
     again = {tuple(answer.token_ids) for group in reseeded.rollout(prompts, branches=3) for answer in group}
     assert not written & again
 
 
 def test_temperature_0_is_greedy_for_all_branches(writer, prompts):
-    sampler = Sampler(writer.model, writer.processor, dataclasses.replace(writer.config, temperature=0.0))
+    sampler = replaced(writer, temperature=0.0)
     for group in sampler.rollout(prompts, branches=3):
         assert len({tuple(answer.token_ids) for answer in group}) == 1
         np.testing.assert_allclose(group[0].logprobs, group[0].sampling_logprobs)
@@ -63,3 +63,27 @@ def test_caches_in_8_bits_cost_little(dtype, off, tiny_model, tiny_processor, pr
         same = differ[0] if len(differ) else len(mine.token_ids)
         errors += np.abs(mine.logprobs - expected.logprobs)[:same].tolist()
     assert len(errors) >= 12 and 0 < np.mean(errors) < off
+
+
+def test_the_gate_writes_what_the_full_run_has_up_to_there(writer, prompts):
+    """A model that knows nothing, in forced format: some first answers are sure enough, others think on beside them."""
+    write = lambda **changes: sum(replaced(writer, forced_format=True, **changes).rollout(prompts, branches=6), [])  # noqa: E731
+    whole = write(max_new_tokens=48)
+    threshold = float(np.median([answer.confidence for answer in whole]))
+    exits = [answer.confidence >= threshold for answer in whole]
+    assert 4 < sum(exits) < 14
+    for mode, ends in (("auto", exits), ("first", [True] * 18)):
+        for found, full, early in zip(
+            write(max_new_tokens=48, mode=mode, threshold=threshold), whole, ends, strict=True
+        ):
+            count = full.first_tokens if early else len(full.token_ids)
+            assert found.exited == early and len(found.token_ids) == count
+            np.testing.assert_array_equal(found.token_ids, full.token_ids[:count])
+            np.testing.assert_allclose(found.logprobs, full.logprobs[:count], atol=1e-4)
+            assert found.confidence == pytest.approx(full.confidence, abs=1e-5)
+            assert found.answer == (full.first_answer if early else full.answer)
+
+
+def replaced(sampler, **changes):
+    """The same model with other settings."""
+    return Sampler(sampler.model, sampler.processor, dataclasses.replace(sampler.config, **changes))
