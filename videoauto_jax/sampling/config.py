@@ -85,9 +85,15 @@ class SamplingConfig:
             _check(name, value, _is(value, numbers.Real) and holds(value), rule)
         texts = isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop)
         _check("stop", self.stop, texts, "a list of texts of at least one character")
+        for name in ("forced_format", "reuse_prefixes"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        self._check_ladder()
+
+    def _check_ladder(self) -> None:
         ladder = self.prompt_lengths
-        rungs = ladder is None or (len(ladder) > 0 and all(_is(rung, numbers.Integral) and rung > 0 for rung in ladder))
-        _check("prompt_lengths", ladder, rungs, "null, or at least one length, all of them whole numbers above 0")
+        several = isinstance(ladder, (tuple, list)) and len(ladder) > 0
+        holds = ladder is None or (several and all(_is(rung, numbers.Integral) and rung > 0 for rung in ladder))
+        _check("prompt_lengths", ladder, holds, "null, or at least one length, all of them whole numbers above 0")
 
     @property
     def exit_threshold(self) -> float:
@@ -119,10 +125,10 @@ def checkpoint_defaults(folder: str | Path) -> dict[str, float]:
 def check_whole(name: str, value: object, least: int) -> None:
     """
     Raises:
-        ConfigError: the value is no whole number, or less than `least`.
+        ConfigError: the value is no whole number, less than `least`, or more than 32 bits hold.
     """
-    holds = _is(value, numbers.Integral) and value >= least
-    _check(name, value, holds, f"a whole number of at least {least}")
+    holds = _is(value, numbers.Integral) and least <= value < 2**31
+    _check(name, value, holds, f"a whole number of at least {least}, and less than 2^31")
 
 
 def _is(value: object, kind: type) -> bool:
