@@ -321,7 +321,23 @@ def _advance(
     hidden, new = model.text(model.text.embed(token), jnp.stack([position] * 3), attention, caches=layers)
     numbers = lambda x: jnp.where(jnp.isfinite(x), x, 0)  # noqa: E731
     new = stored(numbers(new[0]), k), stored(numbers(new[1]), v)
-    put = lambda cache, x, at: cache.at[:, at].set(x)  # noqa: E731
-    behind = jax.vmap(jax.vmap(put, in_axes=(1, 1, 0), out_axes=1), in_axes=(1, 1, 0), out_axes=1)
-    k, v = jax.tree.map(lambda cache, x: behind(cache, x, place), (k, v), new)
+    k, v = jax.tree.map(partial(_put, place=place), (k, v), new)
     return model.logits(hidden), k, v
+
+
+def _put(cache: Float[Array, "L B G R ..."], new: Float[Array, "L B G ..."], place: Int[Array, "B G"]) -> Array:
+    """The cache with each branch's newest token in its place.
+
+    Prompts and branches are batch axes of the scatter: with indices in their stead (`cache.at[:, b, g, place]`), the
+    partitioner gathers what is new from all devices, and `vmap` would turn the whole cache.
+    """
+    axes = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(0, *range(3, new.ndim)),
+        inserted_window_dims=(3,),
+        scatter_dims_to_operand_dims=(3,),
+        operand_batching_dims=(1, 2),
+        scatter_indices_batching_dims=(0, 1),
+    )
+    return jax.lax.scatter(
+        cache, place[..., None], new, axes, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+    )
