@@ -6,12 +6,10 @@
 
 On this machine: tokens per second against transformers' `generate` for 16 continuations of each of 8 prompts of 512
 tokens; what `auto` saves in time against what it saves in tokens; the share of decoding steps that are useful when
-responses have all lengths; what 8 bits cost. On a GPU: a decoding step of 16 branches behind a long prompt against the
-time that reading weights and cache takes at the memory's speed, and tokens per second of 256 short prompts.
+responses have all lengths; what 8 bits cost. On a GPU: see sampling_gpu.py.
 """
 
 import argparse
-import copy
 import dataclasses
 import heapq
 import json
@@ -22,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 if "--aot" in sys.argv:
@@ -31,21 +28,22 @@ if "--aot" in sys.argv:
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import sampling_gpu
+import sampling_theirs
+from sampling_work import endless, prompt, timed
 
 from videoauto_jax.cli.quickstart.tiny import TinySpec, make_checkpoint
-from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor, load_processor
 from videoauto_jax.models.config import QwenVLConfig, parse_config
 from videoauto_jax.models.hf import load_model
-from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
+from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = "\\boxed{A}<think>It looks like 3 red and 4 blue dots.</think>\\boxed{B} What colour is the lamp at second 5?"
 PUBLISHED = ("qwen2.5-vl-7b-instruct", "qwen3-vl-8b-instruct")
-ROUNDS = 3
+ROUNDS = 5
 LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 2.0, "<|im_end|>": 6.0}
 """What is added to the logits of a random model, so that answers have a few tokens and thoughts some dozens."""
 
@@ -73,26 +71,6 @@ def lean(model: QwenVL, processor: Processor) -> Leaning:
     for text, value in LEANING.items():
         raised[processor.tokenizer.convert_tokens_to_ids(text)] = value
     return Leaning(model, jnp.asarray(raised))
-
-
-def prompt(rng: np.random.Generator, length: int, vocabulary: int) -> Encoded:
-    """Random text of so many tokens."""
-    positions = np.stack([np.arange(length, dtype=np.int32)] * 3)
-    ids = rng.integers(32, vocabulary, length).astype(np.int32)
-    return Encoded(ids, positions, np.full(length, -1, np.int32), None, length, "")
-
-
-def endless(processor: Processor) -> Processor:
-    """The processor without stop tokens: every branch writes all it may."""
-    other = copy.copy(processor)
-    other.eos_token_ids = ()
-    return other
-
-
-def timed(act) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
 
 
 def against_transformers(folder: Path, prompts: int, branches: int, length: int, tokens: int) -> dict:
@@ -155,14 +133,16 @@ def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> di
     run("auto")
     pairs = [(timed(lambda: run("record")), timed(lambda: run("auto"))) for _ in range(ROUNDS)]
     full, short = (sum(written[mode]) for mode in ("record", "auto"))
-    saved_time = statistics.median(1 - b / a for a, b in pairs)
+    saved_tokens, saved_times = 1 - short / full, sorted(1 - b / a for a, b in pairs)
+    saved_time = statistics.median(saved_times)
     usage = {mode: sampler.usage for mode, sampler in samplers.items()}
     return {
         "what": f"{prompts} prompts of {length} tokens through {slots} slots, at most {tokens} tokens",
         "tokens": {mode: lengths(counts) for mode, counts in written.items()},
-        "saved_tokens": 1 - short / full,
+        "saved_tokens": saved_tokens,
         "saved_time": saved_time,
-        "ratio": saved_time / (1 - short / full),
+        "ratio": saved_time / saved_tokens,
+        "ratios": [each / saved_tokens for each in saved_times],
         "useful_share": {mode: each.useful / each.slots for mode, each in usage.items()},
     }
 
@@ -215,39 +195,6 @@ def difference(found: list, expected: list) -> float:
     return float(np.mean(errors))
 
 
-def on_gpu(
-    config: QwenVLConfig, folder: Path, lengths: Sequence[int], bandwidth: float, slots: int = 256, tokens: int = 256
-) -> dict:
-    """Random weights in full size: a step of 16 branches behind a long prompt, then many slots on short prompts."""
-    make = jax.jit(lambda: QwenVL(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    model, processor, rng, found = make(), endless(load_processor(folder)), np.random.default_rng(0), {}
-    plain = SamplingConfig(mode="record", temperature=1.0, prompts=1, reuse_prefixes=False)
-    for length in lengths:
-        batch, seconds = [prompt(rng, length, 256)], {}
-        for count in (16, 144):
-            sampler = Sampler(model, processor, dataclasses.replace(plain, max_new_tokens=count))
-            write = partial(sampler.generate, batch, 16)
-            write()
-            seconds[count] = min(timed(write) for _ in range(ROUNDS))
-        step, floor = (seconds[144] - seconds[16]) / 128, step_bytes(model, length, 16, 72) / bandwidth
-        found[f"16 branches behind {length}"] = {"step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "ratio": step / floor}
-    sampler = Sampler(model, processor, dataclasses.replace(plain, max_new_tokens=tokens, prompts=slots))
-    batch = [prompt(rng, 192, 256) for _ in range(slots)]
-    sampler.generate(batch, 1)
-    seconds = min(timed(partial(sampler.generate, batch, 1)) for _ in range(ROUNDS))
-    return found | {f"{slots} slots, tokens/s": slots * tokens / seconds}
-
-
-def step_bytes(model: QwenVL, length: int, branches: int, own: int) -> int:
-    """What a decoding step reads: the decoder's and the head's weights, and the cache."""
-    text = model.config.text
-    sizes = {path: array.nbytes for path, array in parameter_paths(model).items()}
-    embedding = 0 if text.tied_head else sizes["text/embed/embedding"]
-    weights = sum(size for path, size in sizes.items() if path.startswith(("text/", "head/"))) - embedding
-    of_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * 2
-    return weights + of_token * (length + branches * own)
-
-
 def compile_ahead(folder: Path, names: Sequence[str], target: str) -> dict:
     """What the sampler's programs need in full size; the automaton is that of a small tokenizer."""
     import sampling_ahead
@@ -260,7 +207,12 @@ def compile_ahead(folder: Path, names: Sequence[str], target: str) -> dict:
 
 def full_size(name: str) -> QwenVLConfig:
     """A published model's facts."""
-    return parse_config(json.loads((ROOT / "configs" / "models" / f"{name}.json").read_text()))
+    return parse_config(json.loads(model_file(name).read_text()))
+
+
+def model_file(name: str) -> Path:
+    """Where they are written down."""
+    return ROOT / "configs" / "models" / f"{name}.json"
 
 
 def on_cpu(folder: Path) -> dict:
@@ -288,14 +240,21 @@ def main() -> None:
     options = parser.parse_args()
     place = options.out / ("sampling_aot.json" if options.aot else "sampling.json")
     result = json.loads(place.read_text()) if place.exists() else {}
+    if options.model and not options.aot:
+        # Before jax takes the GPU's memory.
+        theirs = sampling_theirs.in_a_process(model_file(options.model), min(options.lengths))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, [TEXT] * 200, 0, TinySpec())
         if options.aot:
             result |= compile_ahead(folder, [options.model] if options.model else PUBLISHED, options.target)
         elif options.model:
-            found = on_gpu(full_size(options.model), folder, options.lengths, options.bandwidth)
-            result[options.model] = {"device": jax.devices()[0].device_kind, **found}
+            result[options.model] = {"device": jax.devices()[0].device_kind, "transformers": theirs}
+            sizes = options.lengths, options.bandwidth
+            for figures in sampling_gpu.measure(full_size(options.model), folder, *sizes, theirs):
+                result[options.model] |= figures
+                print(json.dumps(figures), flush=True)
+                place.write_text(json.dumps(result, indent=1) + "\n")  # what there is, should time run out
         else:
             result |= on_cpu(folder)
     place.write_text(json.dumps(result, indent=1) + "\n")

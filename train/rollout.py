@@ -87,9 +87,14 @@ class Graded:
     own: dict[str, Float[np.ndarray, "G"]] = dataclasses.field(default_factory=dict)
 
     @property
+    def sound(self) -> Bool[np.ndarray, "G"]:
+        """Which branches have been written, to whatever end: not those that ended in logits that are not numbers."""
+        return np.array([answer.finish_reason not in ("nan", "refused") for answer in self.answers])
+
+    @property
     def teaches(self) -> bool:
         """Whether two branches have different rewards."""
-        return not bool(zero_variance_groups(self.totals, len(self.totals))[0])
+        return not bool(zero_variance_groups(self.totals, len(self.totals), sound=self.sound)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +188,11 @@ def overlong_penalty(tokens: int, limit: int, config: RewardConfig) -> float:
 
 
 def counted_branches(group: Graded, config: GRPOConfig) -> Bool[np.ndarray, "G"]:
-    """Which branches take part in the loss: not those that ended in logits that are not numbers, or were refused."""
-    left_out = ("nan", "refused", "length") if config.mask_truncated else ("nan", "refused")
+    """Which branches take part in the loss."""
     if config.dynamic_sampling != "off" and not group.teaches:
         return np.zeros(len(group.answers), bool)
-    return np.array([answer.finish_reason not in left_out for answer in group.answers])
+    cut = [config.mask_truncated and answer.finish_reason == "length" for answer in group.answers]
+    return group.sound & ~np.array(cut)
 
 
 def pack(part: Written, config: GRPOConfig, mesh) -> Rows:
@@ -217,7 +222,9 @@ def score(
         mesh: where the signals go.
     """
     totals = np.concatenate([group.totals for group in groups])
-    advantages = np.asarray(group_advantages(totals, config.rollout.branches, kind=config.advantage))
+    sound = np.concatenate([group.sound for group in groups])
+    options = {"kind": config.advantage, "sound": None if sound.all() else sound}
+    advantages = np.asarray(group_advantages(totals, config.rollout.branches, **options))
     counted = np.concatenate([counted_branches(group, config) for group in groups])
     sampling = pack_branches_like(rows.host, [a.sampling_logprobs for group in groups for a in group.answers])
     shape = rows.host.mask.shape[:2]

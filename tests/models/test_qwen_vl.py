@@ -1,5 +1,6 @@
 """The model against transformers' torch classes in float32: whole, in parts, and while generating."""
 
+import dataclasses
 import os
 
 import jax
@@ -137,6 +138,11 @@ def test_greedy_continuation(pair, penalty):
             written = reference.generate(**inputs, max_new_tokens=32, do_sample=False, repetition_penalty=penalty)
         assert answer.token_ids.tolist() == written[0, inputs["input_ids"].shape[1] :].tolist(), name
     assert {len(answer.token_ids) for answer in answers} & {32}  # not all stopped early
+    sampler = Sampler(ours, processor, dataclasses.replace(config, prompts=1))
+    for name, answer in zip(CASES, answers):
+        if name in ("text", "image", "video"):
+            (alone,) = sampler([CASES[name]])
+            assert alone.token_ids.tolist() == answer.token_ids.tolist(), name
 
 
 def test_the_vision_tower_and_its_mergers(pair):

@@ -87,7 +87,7 @@ def test_a_branch_without_numbers_is_not_counted_and_may_be_empty():
     """It has no tokens where the prompt's own logits were not numbers."""
     answers = [answer("", tokens=0, finish=4), answer("x"), answer("x", finish=4)]
     group = Graded(item(0), answers, [Rewards(0, 0, 0)] * 3, np.array([0.0, 1.0, 0.0], np.float32))
-    assert counted_branches(group, config()).tolist() == [False, True, False]
+    assert counted_branches(group, config()).tolist() == [False, True, False] and not group.teaches
     prompts = ModelInputs(np.ones((1, 7), np.int32), np.zeros((3, 1, 7), np.int32), np.ones((1, 7), np.int32),
                           np.full((1, 7), -1), None)  # fmt: skip
     batch = pack_groups(prompts, [7], [[each.token_ids for each in answers]], bound=5)

@@ -161,7 +161,7 @@ class Schedule:
         if self._collated is not None:
             most = self._table.slots
         else:
-            most = _batch_size(min(len(self._free), len(self._waiting)), self._table.slots)
+            most = _batch_size(min(len(self._free), len(self._waiting)), self._table)
         if 2 * most > self._table.slots == len(self._free):
             self._free = self._table.free = deque(range(self._table.slots))  # whole tables need no copy
         entries: list[Entry] = []
@@ -177,7 +177,7 @@ class Schedule:
 
     def _entry(self, waiting: Waiting, batch: list[Entry]) -> Entry | None:
         """A slot for a prompt; None if it has to wait for this batch, because it shares a prefix with one of it, or
-        cannot go through the model beside it."""
+        cannot go through the model beside it: long ones have a shard to themselves."""
         prompt, mine = waiting.prompt, waiting.trace
         if self._collated is not None:
             return Entry(self._free[0], prompt, mine, waiting.keys)
@@ -185,9 +185,10 @@ class Schedule:
         slot = source if shared and source in self._free else self._free[0]
         entry = Entry(slot, prompt, mine, waiting.keys, source, shared)
         long = any(len(each.prompt.token_ids) - each.shared > self._table.piece for each in (entry, *batch))
+        full = long and len(batch) >= self._table.shards
         alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
         nearer = mine is not None and any(shared_length(mine, other.trace) > entry.shared for other in batch)
-        return None if batch and (long or nearer or not alike) else entry
+        return None if batch and (full or nearer or not alike) else entry
 
     def _source(self, mine: Trace | None) -> tuple[int, int]:
         """The slot that holds the most of a prompt's beginning, and how many of its tokens."""
@@ -238,11 +239,11 @@ def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray,
     return np.array([zlib.crc32(f"{seed}/{branch}".encode(), digest) for branch in range(branches)], np.uint32)
 
 
-def _batch_size(most: int, slots: int) -> int:
-    """So many of `most` prompts at once: all if they fill half of the slots, else a power of four."""
-    if 2 * most > slots:
+def _batch_size(most: int, table: Table) -> int:
+    """So many of `most` prompts at once: all if they fill half of the slots, else a power of four for each shard."""
+    if 2 * most > table.slots:
         return most
-    size = 1
+    size = table.shards
     while 4 * size <= most:
         size *= 4
-    return size
+    return min(size, most)
