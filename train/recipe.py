@@ -120,15 +120,12 @@ class RolloutConfig:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        try:
-            self.sampling()
-        except ConfigError as error:
-            raise ConfigError(error.what, where="rollout", fix=error.fix) from None
+        self.sampling()
         if not self.temperature > 0:
             fix = "Set it above 0: greedy branches of a group would all be the same"
-            raise ConfigError(f"temperature is {self.temperature}", where="rollout.temperature", fix=fix)
+            raise ConfigError(f"temperature is {self.temperature}", fix=fix)
         if self.branches < 2:
-            raise ConfigError("a group needs at least 2 branches", where="rollout.branches", fix="Set it to 2 or more")
+            raise ConfigError("a group needs at least 2 branches", fix="Set branches to 2 or more")
 
     def sampling(self, **options: object) -> SamplingConfig:
         """How the sampler is told; `options` are further fields of `SamplingConfig`."""

@@ -175,6 +175,22 @@ def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, tmp_path, m
     assert isinstance(config, kind) and config.optimizer.learning_rate == 1e-4 and force
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sft -c train/qwen3_vl_8b_grpo_auto", ["no recipe of sft", "videoauto train -c train/qwen3_vl_8b_grpo_auto"]),
+        ("train -c eval/qwen3_vl_128k lora.rank=8", ["no recipe of train", "videoauto eval -c eval/qwen3_vl_128k"]),
+        ("train -c train/qwen3_vl_8b_grpo_auto loss.betta=1", ['"loss.betta"', '"loss.beta"?']),
+        ("train -c train/qwen3_vl_8b_grpo_auto loss.beta=-1", ["beta is -1.0 (loss)", "at least 0"]),
+        ("train -c train/qwen3_vl_8b_grpo_auto rollout.top_p=2", ["top_p=2.0 (rollout)", "at most 1"]),
+        ("train -c train/qwen3_vl_8b_grpo_auto mesh.data=3 mesh.context=7", ["a multiple of 21 devices", "(mesh)"]),
+    ],
+)
+def test_wrong_settings_are_named_with_their_remedy(videoauto, command, words):
+    line = error_of(videoauto(*command.split()), 2)
+    assert all(word in line for word in words), line
+
+
 def test_training_refuses_a_missing_model(videoauto):
     sets = "data.sets={one: {loader: Plain, anno_path: a.jsonl}}"
     assert "absent" in error_of(videoauto("sft", "model=absent", "output=run", "data.names=[one]", sets), 1)

@@ -22,7 +22,8 @@ from rich.text import Text
 
 from videoauto_jax.cli.usage import show_overview, show_verb
 from videoauto_jax.config import load_config
-from videoauto_jax.errors import UsageError, explain
+from videoauto_jax.errors import ConfigError, UsageError, explain
+from videoauto_jax.recipes import load_recipe
 
 VERBS = {
     "quickstart": "videoauto_jax.cli.quickstart.verb",
@@ -127,7 +128,33 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         show_verb(command.verb, module, {word: summary(name) for word, name in inner.items()})
         return
     overrides = [*_positional(command, module), *command.overrides]
-    module.run(load_config(module.CONFIG, command.recipe, overrides), force=command.force)
+    try:
+        config = load_config(module.CONFIG, command.recipe, overrides)
+    except ConfigError:
+        _check_verb(command, module, verbs)
+        raise
+    module.run(config, force=command.force)
+
+
+def _check_verb(command: Command, module: ModuleType, verbs: Mapping[str, str]) -> None:
+    """
+    Raises:
+        UsageError: the recipe is one of another verb.
+        ConfigError: it is none at all.
+    """
+    if command.recipe is None or load_recipe(command.recipe) and _loads(module.CONFIG, command.recipe):
+        return
+    for verb, name in verbs.items():
+        if _loads(import_module(name).CONFIG, command.recipe):
+            fix = f"Write videoauto {verb} -c {command.recipe}"
+            raise UsageError(f'"{command.recipe}" is no recipe of {command.verb}', fix=fix)
+
+
+def _loads(kind: type, recipe: str) -> bool:
+    try:
+        return bool(load_config(kind, recipe))
+    except ConfigError:
+        return False
 
 
 def _positional(command: Command, module: ModuleType) -> list[str]:

@@ -73,7 +73,7 @@ class SamplingConfig:
     def __post_init__(self):
         if self.mode not in get_args(Mode):
             fix = f"Use one of {', '.join(get_args(Mode))}"
-            raise ConfigError(f"there is no mode {self.mode!r}", where="sampling", fix=fix)
+            raise ConfigError(f"there is no mode {self.mode!r}", fix=fix)
         for name, kind in (("cache_dtype", CacheDtype), ("layout", Layout)):
             known = get_args(kind)
             _check(name, getattr(self, name), getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -137,4 +137,4 @@ def _is(value: object, kind: type) -> bool:
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
-        raise ConfigError(f"{name}={value!r}", where="sampling", fix=f"Make it {rule}")
+        raise ConfigError(f"{name}={value!r}", fix=f"Make it {rule}")
