@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.distributed import is_main, on_main
@@ -113,6 +114,16 @@ def warn_about_shards(rows: int, shards: int, fix: str) -> None:
             "an update has %d group rows, which %d data shards cannot share: every device computes all of them. "
             "Set %s, or shards of the mesh that divide %d",
             *(rows, shards, fix, rows),
+        )
+
+
+def warn_about_context(mesh: Mesh) -> None:
+    """Says so if devices along `context` all compute the same: an update splits rows, not sequences."""
+    if (size := mesh.shape["context"]) > 1:
+        log.warning(
+            "updates do not split sequences: the %d devices along mesh.context compute the same. "
+            "It splits the keys of prompts while branches are written; otherwise set mesh.context=1",
+            size,
         )
 
 

@@ -19,6 +19,7 @@ from videoauto_jax.sharding import batch_shards, make_mesh
 from videoauto_jax.train.evaluation import Evaluation, hold_out
 from videoauto_jax.train.journal import (
     check_finite,
+    warn_about_context,
     warn_about_equal_rewards,
     warn_about_sets,
     warn_about_shards,
@@ -209,6 +210,7 @@ def train_grpo(
     """
     mesh = make_mesh(config.mesh)
     warn_about_rows(config, batch_shards(mesh))
+    warn_about_context(mesh)
     processor = config.data.processor(config.model)
     reward = config.reward
     usable, left_out = usable_samples(config.data, processor, decided_samples(config, force))

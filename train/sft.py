@@ -13,7 +13,7 @@ from videoauto_jax.models.hf import load_model
 from videoauto_jax.sharding import batch_shards, make_mesh, place_rows
 from videoauto_jax.train.bundles import Bundle, BundleEncoder, make_bundles, pack_bundles, with_targets
 from videoauto_jax.train.groups import GroupBatch
-from videoauto_jax.train.journal import check_finite, warn_about_shards
+from videoauto_jax.train.journal import check_finite, warn_about_context, warn_about_shards
 from videoauto_jax.train.metrics import Metrics
 from videoauto_jax.train.optimizer import learning_rate_schedule, step_count
 from videoauto_jax.train.pace import Clock, position, speed
@@ -98,6 +98,7 @@ def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | No
     mesh = make_mesh(config.mesh)
     shards = batch_shards(mesh)
     warn_about_shards(config.rows, shards, f"rows={-(-config.rows // shards) * shards}")
+    warn_about_context(mesh)
     processor = config.data.processor(config.model)
     usable, left_out = usable_samples(config.data, processor, decided_samples(config, force))
     samples, mute = with_targets(usable, config.target)

@@ -12,10 +12,17 @@ from videoauto_jax.errors import ConfigError, TrainingError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.rewards import FALLBACK_BONUS, RewardPool, Rewards
 from videoauto_jax.sampling.answer import make_answer
+from videoauto_jax.sharding import MeshConfig, make_mesh
 from videoauto_jax.train.evaluation import hold_out
 from videoauto_jax.train.flops import group_forward_flops, group_update_flops
 from videoauto_jax.train.groups import pack_groups
-from videoauto_jax.train.journal import check_finite, rewind_samples, warn_about_equal_rewards, write_sample
+from videoauto_jax.train.journal import (
+    check_finite,
+    rewind_samples,
+    warn_about_context,
+    warn_about_equal_rewards,
+    write_sample,
+)
 from videoauto_jax.train.loop import GRPOTrainer, warn_about_rows
 from videoauto_jax.train.loss_config import GRPOLossConfig
 from videoauto_jax.train.metrics import Metrics
@@ -138,6 +145,13 @@ def test_rows_that_devices_cannot_share_are_announced(caplog):
     assert not caplog.records
     warn_about_rows(config(), 8)
     assert "2 group rows, which 8 data shards" in caplog.text and "Set subgroups=4" in caplog.text
+
+
+def test_devices_that_compute_the_same_are_announced(caplog):
+    warn_about_context(make_mesh(MeshConfig(tensor=2)))
+    assert not caplog.records
+    warn_about_context(make_mesh(MeshConfig(context=4)))
+    assert "the 4 devices along mesh.context compute the same" in caplog.text
 
 
 def test_the_four_way_table_counts_no_bonus():
