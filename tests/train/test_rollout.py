@@ -215,7 +215,7 @@ def test_what_the_recipe_says_of_branches_reaches_the_sampler_and_the_loss():
     usual = RolloutConfig().sampling()  # the paper's: the whole distribution at temperature 1
     assert (usual.temperature, usual.top_p, usual.top_k, usual.min_p, usual.repetition_penalty) == (1, 1, 0, 0, 1)
     for name, value in (("top_p", 0.0), ("top_k", -1), ("min_p", 2.0), ("max_new_tokens", 0)):
-        with pytest.raises(ConfigError, match=rf"{name}=.*\(rollout\)"):
+        with pytest.raises(ConfigError, match=rf"{name}="):
             RolloutConfig(**{name: value})
     loss = GRPOLossConfig(loss_type="dr_grpo")
     assert config(loss=loss, rollout=RolloutConfig(max_new_tokens=9)).policy_loss.max_completion_length == 9
