@@ -19,7 +19,10 @@ from videoauto_jax.kernels.mask import Mask
 
 XLA_SPLITS = False
 
-PRIVATE = "_dot_product_attention_fwd_p_wrapper", "_dot_product_attention_bwd_p_wrapper", "AttentionLayout", "MaskType"
+PRIVATE = (
+    "_dot_product_attention_fwd_p_wrapper", "_dot_product_attention_bwd_p_wrapper", "AttentionLayout", "MaskType",
+    "check_cudnn_version",
+)  # fmt: skip
 """What is taken from a private module of jax, which may change."""
 
 
@@ -34,9 +37,22 @@ def refusal(q: Array, k: Array, v: Array, mask: Mask) -> str | None:
         return f"head size {q.shape[-1]} is not a multiple of 8 up to 128"
     if not all(hasattr(_primitives(), name) for name in PRIVATE):
         return f"this jax ({jax.__version__}) has other primitives than those bound here"
+    capability = backends.capability()
+    if capability is not None and capability < 8.0:
+        return f"its attention needs compute capability 8.0, and this GPU has {capability}"
+    if capability is not None and not _installed():
+        return "this jax finds no cuDNN library"
     if not mask.aligned or mask.kind not in ("causal", "shared"):
         return "it is given rows of one sequence padded on the right, and this mask is not known to be that"
     return None
+
+
+def _installed() -> bool:
+    """Whether cuDNN is there, asked on a machine that has a GPU."""
+    try:
+        return bool(_primitives().check_cudnn_version())
+    except RuntimeError:
+        return False
 
 
 def attend(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
