@@ -12,7 +12,7 @@ def draw(results: dict, path: Path) -> None:
     for axis, (kind, measure) in zip(axes, kinds.items()):
         lines: dict[str, list[tuple[int, float]]] = {}
         for record in results["cases"]:
-            if not record["name"].startswith(kind) or "int8" in record["name"]:
+            if not record["name"].startswith(kind) or "int8" in record["name"] or record["case"]["ragged"]:
                 continue
             length = int(record["name"].split("-")[2].rstrip("k"))
             suffix = " fp8" if "float8" in record["name"] else ""

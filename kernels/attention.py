@@ -7,6 +7,8 @@ Shapes: `B` rows, `T` queries, `S` keys, `N` query heads, `K` key/value heads (`
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import backends
 from videoauto_jax.kernels.mask import Mask, packed, shared
 from videoauto_jax.kernels.quantized import Quantized
-from videoauto_jax.kernels.sharded import over_mesh
+from videoauto_jax.kernels.sharded import context_axis, head_repeats, merged_over, over_mesh
 
 Partial = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]
 
@@ -51,10 +53,17 @@ def attend(
     mask: Mask,
     *,
     backend: str = "auto",
+    forward_only: bool = False,
 ) -> Partial:
     """Scaled dot-product attention over the keys that `mask` allows; scale is `H ** -0.5`.
 
     Differentiable in q, k and v through both results, on every backend.
+
+    Args:
+        q, k, v: queries, keys and values.
+        mask: which keys each query sees.
+        backend: a name, or "auto".
+        forward_only: lets "auto" take what is fastest without a gradient; one may be asked for all the same.
 
     Returns:
         The output in q's dtype, and the natural logarithm of the sum of exponentials in float32. Where a query sees no
@@ -65,11 +74,13 @@ def attend(
             message says why.
     """
     _check_shapes(q, k, v, mask)
+    backends.known("attend", backend)
     if k.shape[1] == 0:
         return jnp.zeros_like(q), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
-    module = backends.choose("attend", backend, q, k, v, mask)
+    module = backends.choose("attend", backend, q, k, v, mask, forward_only=forward_only)
     if module.XLA_SPLITS:
         return module.attend(q, k, v, mask)
+    k, v = (jnp.repeat(x, head_repeats(q.shape[2], k.shape[2]), axis=2) for x in (k, v))
     return over_mesh(module.attend, (q, k, v, mask), ("B.K", "B.K", "B.K", "B"), ("B.K", "B.K"))
 
 
@@ -107,10 +118,12 @@ def self_attention(
     segment_bound: int | None = None,
     aligned: bool = False,
     backend: str = "auto",
+    forward_only: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Attention of rows to themselves within segments; see `videoauto_jax.kernels.mask.packed` for the arguments."""
+    """Attention of rows to themselves within segments; see `attend` and `videoauto_jax.kernels.mask.packed` for the
+    arguments."""
     mask = packed(segment_ids, causal=causal, bound=segment_bound, aligned=aligned)
-    return attend(q, k, v, mask, backend=backend)[0]
+    return attend(q, k, v, mask, backend=backend, forward_only=forward_only)[0]
 
 
 def group_attention(
@@ -174,11 +187,49 @@ def decode_attention(
 def decode_partial(
     q: Float[Array, "B G N H"], cache: DecodeCache, layer: Int[Array, ""], *, backend: str = "auto"
 ) -> Partial:
-    """Attention of one token per branch to the shared prompt and to the branch's own cache. Not differentiable."""
+    """Attention of one token per branch to the shared prompt and to the branch's own cache. Not differentiable.
+
+    On a mesh whose `context` axis divides the prompt, each device reads its part of it, and the parts are merged.
+
+    Raises:
+        BackendError: see `attend`.
+    """
+    _check_decode_shapes(q, cache)
     mask = shared(jnp.ones(cache.lengths.shape, bool), cache.segments > 0, aligned=True)
     arguments = q, cache.prompt_k, cache.prompt_v, mask, cache.k, cache.v, cache.lengths, layer
     module = backends.choose("decode", backend, *arguments)
-    if module.XLA_SPLITS:
-        return module.decode(*arguments, reach=cache.reach)
-    axes = "B.K", ".B.K", ".B.K", "B", ".B..K", ".B..K", "B", ""
-    return over_mesh(module.decode, arguments, axes, ("B.K", "B.K"))
+    decode, axis = functools.partial(module.decode, reach=cache.reach), context_axis(cache.prompt_k.shape[2])
+    if module.XLA_SPLITS and axis is None:
+        return decode(*arguments)
+    axes = "B.K", ".BPK", ".BPK", "B", ".B..K", ".B..K", "B", ""
+    return over_mesh(functools.partial(_part_of_prompt, decode, axis), arguments, axes, ("B.K", "B.K"))
+
+
+def _part_of_prompt(decode: Callable[..., Partial], axis: str | None, q, k, v, mask, own_k, own_v, lengths, layer):
+    """What this device has of the prompt, merged with what the others along `axis` have; the first adds the branches'
+    own keys, which all have."""
+    if axis is None:
+        return decode(q, k, v, mask, own_k, own_v, lengths, layer)
+    index, keys = jax.lax.axis_index(axis), k.shape[2]
+    lengths = jnp.where(index == 0, lengths, 0)
+    return merged_over(axis, *decode(q, k, v, mask.of_keys(index * keys, keys), own_k, own_v, lengths, layer))
+
+
+def _check_decode_shapes(q: Array, cache: DecodeCache) -> None:
+    """See `_check_shapes`."""
+    (rows, branches, heads, size), (layers, _, prompt, kv_heads, _) = q.shape, cache.prompt_k.shape
+    slots = cache.k.shape[3]
+    expected = {
+        "prompt_k": (cache.prompt_k, (layers, rows, prompt, kv_heads, size)),
+        "prompt_v": (cache.prompt_v, (layers, rows, prompt, kv_heads, size)),
+        "segments": (cache.segments, (rows, prompt)),
+        "k": (cache.k, (layers, rows, branches, slots, kv_heads, size)),
+        "v": (cache.v, (layers, rows, branches, slots, kv_heads, size)),
+        "lengths": (cache.lengths, (rows, branches)),
+    }
+    for name, (x, shape) in expected.items():
+        if x.shape != shape:
+            what = f"{name} of the cache is {list(x.shape)}, and with q {list(q.shape)} would be {list(shape)}"
+            raise BackendError(what, fix="See the shapes of `DecodeCache`")
+    if heads % kv_heads:
+        raise BackendError(f"{heads} query heads are no multiple of {kv_heads} key/value heads")

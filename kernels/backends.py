@@ -9,17 +9,28 @@ import contextvars
 import functools
 import importlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels.mask import Mask
+from videoauto_jax.kernels.quantized import Quantized
+
+_log = logging.getLogger(__name__)
 
 MODULES = {
-    "attend": {"reference": "reference", "mosaic": "mosaic", "cudnn": "cudnn", "splash": "splash"},
+    "attend": {
+        "reference": "reference",
+        "mosaic": "mosaic",
+        "cudnn": "cudnn",
+        "splash": "splash",
+        "tokamax": "tokamax_mosaic",
+    },
     "decode": {"composed": "composed", "triton": "triton_decode"},
 }
 """Operation -> backend -> module."""
@@ -43,43 +54,65 @@ def interpreting() -> bool:
 
 
 def device_kind() -> str:
-    """What the program being traced will run on: the abstract mesh's device, if it names one, or this process's.
+    """What the program being traced will run on: the abstract mesh's device, if it names one, or the process's default.
 
     Returns:
         `cpu`, or a kind as JAX spells it, such as `NVIDIA H100 80GB HBM3` or `TPU v6 lite`.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is None:
-        device = jax.config.jax_default_device or jax.devices()[0]
-    return jax.devices(device)[0].device_kind if isinstance(device, str) else device.device_kind
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.config.jax_default_device
+    return (jax.devices(device)[0] if isinstance(device, str | None) else device).device_kind
 
 
 def capability() -> float | None:
-    """The compute capability of an NVIDIA GPU, such as 9.0; None where the device does not tell."""
-    found = getattr(jax.config.jax_default_device or jax.devices()[0], "compute_capability", None)
+    """That kind's compute capability if it is an NVIDIA GPU of this process, such as 9.0; None where nobody tells."""
+    kind = device_kind()
+    found = next((getattr(x, "compute_capability", None) for x in jax.devices() if x.device_kind == kind), None)
     return float(found) if found else None
 
 
-def choose(operation: str, name: str, *arguments) -> ModuleType:
+def choose(operation: str, name: str, *arguments, forward_only: bool = False) -> ModuleType:
     """The backend that serves a call.
 
     Args:
         operation: a key of `MODULES`.
         name: a backend, or `auto`: the first of `autotune.json`'s list for this device and call that does not refuse.
         arguments: those of the operation.
+        forward_only: no gradient will be asked for; `auto` prefers otherwise what is fastest with its gradient.
 
     Raises:
         BackendError: there is no such backend, or the named one cannot serve the call.
     """
+    known(operation, name)
     if name == "auto":
-        names = [name for name in preferences(operation, *arguments) if not refusal(operation, name, *arguments)]
-        return module(operation, names[0])
-    if name not in MODULES[operation]:
-        known = ", ".join(MODULES[operation])
-        raise BackendError(f"no {operation} backend {name!r}", fix=f"There are: auto, {known}")
+        names = preferences(operation, *arguments, forward_only=forward_only)
+        return module(operation, _first(operation, names, arguments))
     if reason := refusal(operation, name, *arguments):
         raise BackendError(f"attention backend {name!r} cannot serve this call: {reason}", fix="Use backend='auto'")
     return module(operation, name)
+
+
+def known(operation: str, name: str) -> None:
+    """Raises `BackendError` for a name that is neither `auto` nor a backend of the operation."""
+    if name != "auto" and name not in MODULES[operation]:
+        raise BackendError(f"no {operation} backend {name!r}", fix=f"There are: auto, {', '.join(MODULES[operation])}")
+
+
+def _first(operation: str, names: list[str], arguments: tuple) -> str:
+    """The first that does not refuse; what runs on anything is last, and for an accelerator a surprise worth a line."""
+    reasons = {}
+    for name in names[:-1]:
+        reasons[name] = refusal(operation, name, *arguments)
+        if reasons[name] is None:
+            return name
+    if (kind := device_kind()) != "cpu" and (reasons or operation == "attend"):
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "none is known for this device"
+        _say_once(f"attention on {kind} without a fast kernel, {operation} by {names[-1]!r}. {why}")
+    return names[-1]
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    _log.warning(text)
 
 
 def refusal(operation: str, name: str, *arguments) -> str | None:
@@ -96,19 +129,34 @@ def module(operation: str, name: str) -> ModuleType:
     return importlib.import_module(f"videoauto_jax.kernels.{MODULES[operation][name]}")
 
 
-def preferences(operation: str, q: jax.Array, k: jax.Array, *rest) -> list[str]:
+def preferences(operation: str, q: jax.Array, k: jax.Array | Quantized, *rest, forward_only: bool = False) -> list[str]:
     """Backends for a call, best first: the first row of `autotune.json` whose every condition holds."""
-    facts = {"operation": operation, "device": device_kind(), "keys": k.shape[-3], "head_size": q.shape[-1]}
-    facts |= {"mask": next(x.kind for x in rest if isinstance(x, Mask))}
-    return next(row["order"] for row in _table()["rows"] if all(_holds(facts, *pair) for pair in row.items()))
+    asked = facts(operation, q, k, *rest, forward_only=forward_only)
+    return next(row["order"] for row in _table()["rows"] if all(_holds(asked, *pair) for pair in row.items()))
 
 
-def _holds(facts: dict, key: str, wanted: object) -> bool:
+def facts(operation: str, q: jax.Array, k: jax.Array | Quantized, *rest, forward_only: bool = False) -> dict:
+    """What rows of `autotune.json` may name of a call: `device` by its start, `least_…` from below, else exactly."""
+    mask = next(x for x in rest if isinstance(x, Mask))
+    return {
+        "operation": operation,
+        "device": device_kind(),
+        "mask": mask.kind,
+        "aligned": mask.aligned,
+        "least_bound": mask.bound or 0,
+        "least_keys": k.shape[-3],
+        "heads": q.shape[-2],
+        "kv_heads": k.shape[-2],
+        "head_size": q.shape[-1],
+        "cache": jnp.dtype(k.dtype).name,
+        "forward_only": forward_only,
+    }
+
+
+def _holds(asked: dict, key: str, wanted: object) -> bool:
     if key == "device":
-        return facts["device"].startswith(wanted)
-    if key == "least_keys":
-        return facts["keys"] >= wanted
-    return key == "order" or facts[key] == wanted
+        return asked["device"].startswith(wanted)
+    return key == "order" or (asked[key] >= wanted if key.startswith("least_") else asked[key] == wanted)
 
 
 @functools.cache

@@ -53,14 +53,15 @@ def decode(
     prompt = _over_prompt(q, dequantize(prompt_k, q.dtype), dequantize(prompt_v, q.dtype), mask)
     flat = lambda x: x.reshape(rows * branches, *x.shape[2:])  # noqa: E731
     stop = jnp.minimum(flat(lengths), slots).astype(jnp.int32)[:, None]
-    out, lse = attend(flat(q)[:, None], flat(k), flat(v), Mask(jnp.zeros_like(stop), stop, "shared", aligned=True))
+    mask = Mask(jnp.zeros_like(stop), stop, "shared", aligned=True)
+    out, lse = attend(flat(q)[:, None], flat(k), flat(v), mask, forward_only=True)
     return merge(prompt, (out.reshape(q.shape), lse.reshape(q.shape[:-1])))
 
 
 def _over_prompt(q: Array, k: Array, v: Array, mask: Mask) -> Partial:
     splits = k.shape[1] // SPLIT
     if backends.device_kind() == "cpu" or splits < 2 or k.shape[1] % SPLIT:
-        return attend(q, k, v, mask)
+        return attend(q, k, v, mask, forward_only=True)
     rows, branches, heads, size = q.shape
     kv_heads, group = k.shape[2], heads // k.shape[2]
     packed = jnp.moveaxis(q.reshape(rows, branches, kv_heads, group, size), 3, 2)
@@ -69,7 +70,7 @@ def _over_prompt(q: Array, k: Array, v: Array, mask: Mask) -> Partial:
     mask_of_heads = jax.tree.map(lambda x: jnp.repeat(x, group, axis=1), mask)
     parts = jax.vmap(lambda i: mask_of_heads.of_keys(i * SPLIT, SPLIT), out_axes=1)(jnp.arange(splits))
     parts = jax.tree.map(lambda x: x.reshape(rows * splits, -1), parts)
-    outs, lses = attend(jnp.repeat(packed, splits, axis=0), cut(k), cut(v), parts)
+    outs, lses = attend(jnp.repeat(packed, splits, axis=0), cut(k), cut(v), parts, forward_only=True)
     unpack = lambda x: jnp.moveaxis(x.reshape(rows, branches, group, kv_heads, *x.shape[3:]), 2, 3)  # noqa: E731
     out, lse = merge_all(*(x.reshape(rows, splits, *x.shape[1:]) for x in (outs, lses)))
     return unpack(out).reshape(q.shape), unpack(lse).reshape(q.shape[:-1])

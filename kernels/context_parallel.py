@@ -10,7 +10,6 @@ row's own order, so a mask is what it always is, computed once for the whole row
         mask.start[:, order], mask.stop[:, order])
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import attention
-from videoauto_jax.kernels.attention import DecodeCache, Partial, decode_partial, merge
+from videoauto_jax.kernels.attention import Partial, merge
 from videoauto_jax.kernels.mask import Mask
 
 
@@ -154,27 +153,3 @@ def _over_owner(q, k, v, start, stop, owner: Array, devices: int, backend: str) 
 def _pass_on(arrays: tuple[Array, ...], axis: str) -> tuple[Array, ...]:
     devices = jax.lax.axis_size(axis)
     return jax.lax.ppermute(arrays, axis, [(i, (i + 1) % devices) for i in range(devices)])
-
-
-def decode(
-    q: Float[Array, "B G N H"], cache: DecodeCache, layer: Int[Array, ""], *, axis: str, backend: str = "auto"
-) -> Partial:
-    """`kernels.attention.decode_partial` over a prompt whose cache is split over a mesh axis.
-
-    Args:
-        q: the same on every device.
-        cache: its prompt is this device's part, any contiguous part; the branches' own keys are the same on every
-            device, and only the first counts them.
-        layer: which layer of the cache.
-        axis: the mesh axis that splits the prompt.
-        backend: see `kernels.attention.decode_attention`.
-    """
-    own = jnp.where(jax.lax.axis_index(axis) == 0, cache.lengths, 0)
-    out, lse = decode_partial(q, dataclasses.replace(cache, lengths=own), layer, backend=backend)
-    top = jax.lax.pmax(lse, axis)
-    shift = jnp.where(jnp.isfinite(top), top, 0.0)
-    weight = jnp.exp(lse - shift)
-    total = jax.lax.psum(weight, axis)
-    safe = jnp.where(total > 0, total, 1.0)
-    merged = jax.lax.psum(out.astype(jnp.float32) * weight[..., None], axis) / safe[..., None]
-    return merged.astype(q.dtype), jnp.where(total > 0, shift + jnp.log(safe), -jnp.inf)

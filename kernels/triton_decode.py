@@ -71,6 +71,7 @@ class Plan:
         branches: `G`.
         heads, kv_heads: `N`, `K`.
         prompt, slots: keys of the prompt and of a branch, `P` and `R`.
+        reach: of a branch's keys, how many may be filled.
         size: `H`.
         split: keys of one program.
         quantized, own_quantized: whether the prompt's and the branches' cache have scales.
@@ -82,6 +83,7 @@ class Plan:
     kv_heads: int
     prompt: int
     slots: int
+    reach: int
     size: int
     split: int
     quantized: bool
@@ -95,7 +97,7 @@ class Plan:
     @property
     def own_splits(self) -> int:
         """Programs per branch and key head."""
-        return triton.cdiv(self.slots, self.split)
+        return triton.cdiv(self.reach, self.split)
 
     @property
     def partials(self) -> tuple[int, ...]:
@@ -144,14 +146,16 @@ class Plan:
         return (queries, pairs, 1), constants
 
 
-def plan(q: Array, prompt_k: Array | Quantized, k: Array | Quantized) -> Plan:
+def plan(q: Array, prompt_k: Array | Quantized, k: Array | Quantized, reach: int | None = None) -> Plan:
     """The plan of a call."""
     rows, branches, heads, size = q.shape
     prompt, kv_heads = prompt_k.shape[2:4]
     wanted = triton.cdiv(prompt * rows * kv_heads, PROGRAMS)
     split = max(LEAST_SPLIT, triton.cdiv(wanted, 64) * 64)
     quantized = (isinstance(x, Quantized) for x in (prompt_k, k))
-    return Plan(rows, branches, heads, kv_heads, prompt, k.shape[3], size, split, *quantized)
+    slots = k.shape[3]
+    reach = slots if reach is None else min(reach, slots)
+    return Plan(rows, branches, heads, kv_heads, prompt, slots, reach, size, split, *quantized)
 
 
 def decode(
@@ -163,9 +167,15 @@ def decode(
     v: Float[Array, "L B G R K H"] | Quantized,
     lengths: Int[Array, "B G"],
     layer: Int[Array, ""],
+    *,
+    reach: int | None = None,
 ) -> tuple[Float[Array, "B G N H"], Float[Array, "B G N"]]:
-    """See `videoauto_jax.kernels.attention.decode_partial`."""
-    cut = plan(q, prompt_k, k)
+    """See `videoauto_jax.kernels.attention.decode_partial`.
+
+    Args:
+        reach: static upper bound on `lengths`; no program is started for what lies beyond.
+    """
+    cut = plan(q, prompt_k, k, reach)
     values = lambda x: (x.values, x.scale) if isinstance(x, Quantized) else (x, lengths)  # noqa: E731  no scale is read
     pairs = [tuple(zip(values(keys), values(other))) for keys, other in ((prompt_k, prompt_v), (k, v))]
     ends = [jnp.asarray(x, jnp.int32) for x in (mask.start, mask.stop, lengths, layer)]

@@ -4,15 +4,13 @@ One table names the axes of every parameter by its path; a layout maps those nam
 project decides where an array lives.
 """
 
-import math
 import re
 
 import jax
 from jax.sharding import PartitionSpec
 
 from videoauto_jax.errors import ModelError
-
-BATCH_AXES = ("data", "fsdp", "expert")
+from videoauto_jax.kernels.sharded import BATCH_AXES, dividing
 
 _ROLLOUT = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor", "experts": "expert"}
 LAYOUTS: dict[str, dict[str, str]] = {"train": {"embed": "fsdp", **_ROLLOUT}, "rollout": _ROLLOUT}
@@ -93,9 +91,8 @@ def constrain(x: jax.Array) -> jax.Array:
 
 
 def batch_axes(mesh: jax.sharding.AbstractMesh, rows: int) -> tuple[str, ...]:
-    """The mesh axes over which so many rows are split: all batch axes if they divide them, else none."""
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    return axes if rows % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+    """The mesh axes over which so many rows are split: those batch axes that divide them into most; () if none does."""
+    return dividing(mesh, BATCH_AXES, rows)
 
 
 def dividing_axis(mesh: jax.sharding.AbstractMesh, axis: str, size: int) -> str | None:

@@ -6,15 +6,18 @@ trained and run in each pass.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from videoauto_jax.kernels import overlapping
 from videoauto_jax.kernels.attention import self_attention
 from videoauto_jax.models.config import VisionConfig
 from videoauto_jax.models.layers import Projection
+from videoauto_jax.models.partition import constrain
 from videoauto_jax.models.rotary import Rotary, rotate
 
 
@@ -77,8 +80,16 @@ def segment_attention(
     segments: Int[Array, "Q"],
     bound: int,
 ) -> Float[Array, "Q N H"]:
-    """Each patch attends to those of its segment, of which there are at most `bound` (static)."""
-    return self_attention(q[None], k[None], v[None], segments[None], causal=False, segment_bound=bound)[0]
+    """Each patch attends to those of its segment, of which there are at most `bound` (static).
+
+    On a mesh the packed patches are cut into overlapping rows, one for each device that rows are split over.
+    """
+    within = partial(self_attention, causal=False, segment_bound=bound, forward_only=True)
+    count = overlapping.pieces(len(q), bound)
+    if count == 1:
+        return within(q[None], k[None], v[None], segments[None])[0]
+    rows = (constrain(overlapping.cut(x, count, bound)) for x in (q, k, v, segments))
+    return overlapping.join(within(*rows), bound)
 
 
 class PatchMerger(nnx.Module):

@@ -1,5 +1,7 @@
 """The op's algebra on the reference backend, against the dense oracle."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,24 +193,58 @@ def test_a_quantized_cache_is_what_it_stands_for(dense):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize("group", [1, 7])
-def test_decoding_is_the_last_row_of_each_branch(dense, group, cut, monkeypatch):
-    if cut:  # as off the CPU
-        monkeypatch.setattr(composed, "SPLIT", 3)
-        monkeypatch.setattr(composed.backends, "device_kind", lambda: "something new")
-    rows, branches, prompt, slots, size = 2, 3, 6, 4, 8
-    rng = np.random.default_rng(10)
+def decoded(seed, branches, heads, kv_heads, slots, rows=2, prompt=6, size=8):
+    """What `decode_attention` takes: prompts of 1 to all tokens, own caches empty or filled to any length."""
+    rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    q, newest = normal(rows, branches, 2 * group, size), normal(2, rows, branches, 2, size)
-    shared_kv, own = normal(2, 3, rows, prompt, 2, size), normal(2, 3, rows, branches, slots, 2, size)
-    prompt_segments = np.array([[1] * 6, [1, 0, 0, 0, 0, 0]], np.int32)
-    lengths = np.array([[1, 4, 0], [2, 3, 1]], np.int32)  # no own keys at all: the prompt and itself
-    cache, layer = DecodeCache(*shared_kv, prompt_segments, *own, lengths), 2
-    got = jax.jit(decode_attention)(q, *newest, cache, layer)
-    for b, g in np.ndindex(rows, branches):
-        there, m = prompt_segments[b] > 0, int(lengths[b, g])
-        parts = ([shared_kv[i, layer, b, there], own[i, layer, b, g, :m], newest[i, b, g][None]] for i in (0, 1))
-        k, v = (np.concatenate(part)[None] for part in parts)
-        expected, _ = dense.oracle(q[b, g][None, None], k, v, np.ones((1, 1, k.shape[1]), bool))
+    q, newest = normal(rows, branches, heads, size), normal(2, rows, branches, kv_heads, size)
+    shared_kv, own = normal(2, 3, rows, prompt, kv_heads, size), normal(2, 3, rows, branches, slots, kv_heads, size)
+    there = (np.arange(prompt) < rng.integers(1, prompt + 1, (rows, 1))).astype(np.int32)
+    lengths = rng.integers(0, slots + 1, (rows, branches)).astype(np.int32)
+    return q, *newest, DecodeCache(*shared_kv, there, *own, lengths)
+
+
+decode = jax.jit(decode_attention)
+
+
+def is_the_last_row_of_each_branch(dense, q, k, v, cache, layer, got):
+    for b, g in np.ndindex(q.shape[:2]):
+        there, m = cache.segments[b] > 0, int(cache.lengths[b, g])
+        prompt, own = (cache.prompt_k, cache.prompt_v), (cache.k, cache.v)
+        parts = ([x[layer, b, there], y[layer, b, g, :m], z[b, g][None]] for x, y, z in zip(prompt, own, (k, v)))
+        keys, values = (np.concatenate(part)[None] for part in parts)
+        expected, _ = dense.oracle(q[b, g][None, None], keys, values, np.ones((1, 1, keys.shape[1]), bool))
         np.testing.assert_allclose(got[b, g], expected[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [1, 7])
+def test_decoding_from_a_prompt_in_pieces(dense, group, monkeypatch):
+    """As off the CPU."""
+    monkeypatch.setattr(composed, "SPLIT", 3)
+    monkeypatch.setattr(composed.backends, "device_kind", lambda: "something new")
+    arguments = decoded(10, 3, 2 * group, 2, 4)
+    is_the_last_row_of_each_branch(dense, *arguments, 2, jax.jit(lambda *a: decode_attention(*a))(*arguments, 2))
+
+
+# branches, query heads, key/value heads, slots: 112 and 64 rows per key head; no own keys at all.
+DECODED = [(16, 28, 4, 3), (16, 32, 8, 0), (3, 4, 2, 4), (1, 2, 2, 1)]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), shape=st.sampled_from(DECODED), layer=st.integers(0, 2))
+def test_decoding_is_the_last_row_of_each_branch(dense, seed, shape, layer):
+    arguments = decoded(seed, *shape)
+    is_the_last_row_of_each_branch(dense, *arguments, layer, decode(*arguments, layer))
+
+
+def test_caches_that_do_not_belong_together_are_named():
+    q, _, _, cache = decoded(0, 3, 4, 2, 4)
+    wrong = {"prompt_v": cache.prompt_v[:, :, :5], "segments": cache.segments[:1], "k": cache.k[:, :, :2],
+             "v": cache.v[..., :4], "lengths": cache.lengths[:, :1]}  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(BackendError, match=f"^{name} of the cache is"):
+            decode_partial(q, dataclasses.replace(cache, **{name: value}), 0)
+    with pytest.raises(BackendError, match="3 query heads are no multiple of 2"):
+        decode_partial(q[:, :, :3], cache, 0)
+    with pytest.raises(BackendError, match="no decode backend 'flash'. There are: auto, composed, triton"):
+        decode_partial(q, cache, 0, backend="flash")

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import context_parallel
-from videoauto_jax.kernels.attention import DecodeCache, decode_partial
 from videoauto_jax.kernels.context_parallel import zigzag
 from videoauto_jax.kernels.mask import packed
 
@@ -62,20 +61,6 @@ def test_blocks_visited_are_as_balanced_as_the_work():
     plan = np.asarray(tiles.plan_queries(type(mask)(*shards), 128))
     blocks = (plan[..., 3] - plan[..., 0]).sum(1)
     assert blocks.max() / blocks.mean() < 1.05
-
-
-def test_decoding_over_a_split_prompt(mesh):
-    rng = np.random.default_rng(2)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    prompt, own = ([normal(2, 2, *shape, 2, 8) for _ in "kv"] for shape in ((5 * DEVICES,), (3, 4)))
-    segments = (np.arange(5 * DEVICES) < np.array([[33], [3]])).astype(np.int32)  # whole devices see nothing
-    cache = DecodeCache(*prompt, segments, *own, np.array([[1, 4, 0], [2, 3, 1]], np.int32))
-    keys = P(None, None, "context")
-    places = DecodeCache(keys, keys, P(None, "context"), P(), P(), P())
-    split = over(mesh, partial(context_parallel.decode, axis="context"), (P(), places, P()), P())
-    q = normal(2, 3, 14, 8)
-    for got, expected in zip(jax.jit(split)(q, cache, 1), decode_partial(q, cache, 1)):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_what_cannot_be_split_is_said():

@@ -66,6 +66,15 @@ def test_decoding_equals_the_composition(kernels, shape):
         np.testing.assert_allclose(got, expected, atol=4e-6)
 
 
+def test_no_program_is_started_beyond_reach(kernels):
+    *arguments, lengths, layer = case(**SHAPES["7b"] | {"branches": 2})
+    arguments += [jnp.minimum(lengths, 20), layer]
+    for got, expected in zip(kernels.decode(*arguments, reach=20), composed.decode(*arguments)):
+        np.testing.assert_allclose(got, expected, atol=4e-6)
+    q, k, _, _, own, *_ = arguments
+    assert [kernels.plan(q, k, own, reach).own_splits for reach in (20, 70, 900, None)] == [1, 2, 2, 2]
+
+
 def test_half_precision(kernels):
     arguments = case(**SHAPES["rows"], dtype="float16")
     wide = [x.astype(jnp.float32) if getattr(x, "dtype", None) == jnp.float16 else x for x in arguments]

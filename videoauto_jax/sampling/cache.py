@@ -79,10 +79,11 @@ def prefill(
     earlier = None if before is None else (before.k, before.v)
 
     def attention(q: Array, k: Array, v: Array, cache: tuple[Array, Array] | None) -> tuple[Array, tuple]:
-        own = attend(q, k, v, packed(segments, causal=True, aligned=True))
+        own = attend(q, k, v, packed(segments, causal=True, aligned=True), forward_only=True)
         if cache is not None:
             seen = shared(segments > 0, jnp.arange(capacity) < offset[:, None], aligned=True)
-            own = merge(attend(q, *(dequantize(x, q.dtype) for x in cache), seen), own)
+            kept = (dequantize(x, q.dtype) for x in cache)
+            own = merge(attend(q, *kept, seen, forward_only=True), own)
         return own[0], ((k, v) if dtype is None else (quantize(k, dtype), quantize(v, dtype)))
 
     hidden, new = model.forward(inputs, attention, embeddings=embeddings, caches=earlier)
