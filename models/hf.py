@@ -1,9 +1,10 @@
 """HF folders in and out."""
 
+import functools
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import QwenVLConfig, read_config, read_json, resolve_folder
+from videoauto_jax.models.lazy import LazyParameter
 from videoauto_jax.models.placing import gather, place
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 from videoauto_jax.models.tensor_files import INDEX, StoredTensor, Written, stored_tensors, write_file
@@ -43,13 +45,26 @@ def load_model(
     folder = resolve_folder(folder, weights=True)
     config = read_config(folder)
     graph, state = nnx.split(abstract_model(config, dtype, jnp.dtype(param_dtype or dtype)))
-    wanted, stored = parameter_paths(state), _stored(folder, config)
-    table = rows(config, transposed_experts=_transposed_experts(config, stored, folder))
-    _check(table, wanted, stored, folder, tied=config.text.tied_head)
+    wanted = parameter_paths(state)
+    sources = _sources(folder, config, wanted)
     for path, leaf in nnx.to_flat_state(state):
-        row = next(row for row in table if row.path == "/".join(map(str, path)))
-        leaf.set_value(place(row, [stored[key] for key in row.keys], wanted[row.path], mesh))
+        row, tensors = sources["/".join(map(str, path))]
+        leaf.set_value(place(row, tensors, wanted[row.path], mesh))
     return nnx.merge(graph, state)
+
+
+def lazy_parameters(folder: str | Path) -> dict[str, LazyParameter]:
+    """The parameters of an HF folder under their paths, as float32, none of them read yet; raises as `load_model`."""
+    folder = resolve_folder(folder, weights=True)
+    config = read_config(folder)
+    wanted = parameter_paths(abstract_model(config, "float32", "float32"))
+    sources = _sources(folder, config, wanted)
+    lazy = lambda path: LazyParameter(wanted[path].shape, wanted[path].dtype, functools.partial(_read, *sources[path]))  # noqa: E731
+    return {path: lazy(path) for path in wanted}
+
+
+def _read(row: Row, tensors: list[StoredTensor], layer: int | None) -> np.ndarray:
+    return row.turned(tensors[layer or 0].read())
 
 
 def abstract_model(config: QwenVLConfig, dtype: str, param_dtype: str) -> QwenVL:
@@ -61,6 +76,14 @@ def abstract_model(config: QwenVLConfig, dtype: str, param_dtype: str) -> QwenVL
 def _stored(folder: Path, config: QwenVLConfig) -> dict[str, StoredTensor]:
     """The folder's tensors under the names of released files."""
     return {released_key(key, config.family): tensor for key, tensor in stored_tensors(folder).items()}
+
+
+def _sources(folder: Path, config: QwenVLConfig, wanted: dict) -> dict[str, tuple[Row, list[StoredTensor]]]:
+    """Path of each wanted parameter -> its row and the tensors that make it, all of which fit."""
+    stored = _stored(folder, config)
+    table = rows(config, transposed_experts=_transposed_experts(config, stored, folder))
+    _check(table, wanted, stored, folder, tied=config.text.tied_head)
+    return {row.path: (row, [stored[key] for key in row.keys]) for row in table}
 
 
 def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], folder: Path, tied: bool) -> None:
@@ -112,9 +135,23 @@ def save_model(
         dtype: dtype of the written tensors, by default the parameters' own; `like`: each as in that folder.
         max_shard_size: size at which a safetensors file is full, by default as in `like`, or 5GB.
     """
+    save_parameters(parameter_paths(model), model.config, folder, like, dtype=dtype, max_shard_size=max_shard_size)
+
+
+def save_parameters(
+    parameters: Mapping[str, jax.Array | LazyParameter],
+    config: QwenVLConfig,
+    folder: str | Path,
+    like: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+) -> None:
+    """`save_model` for a model given by the parameters under their paths, which may be lazy: one layer of one of them
+    is in memory at a time."""
     folder, like = Path(folder), resolve_folder(like, weights=True)
-    stored = _stored(like, model.config) if any(like.glob("*.safetensors")) else {}
-    written = list(_written(model, stored, dtype, like))
+    stored = _stored(like, config) if any(like.glob("*.safetensors")) else {}
+    written = list(_written(parameters, config, stored, dtype, like))
     if jax.process_index() == 0:
         _copy_side_files(like, folder)
     write_files(written, folder, plan_files(written, stored, max_shard_size))
@@ -135,11 +172,16 @@ def _copy_side_files(like: Path, folder: Path) -> None:
             shutil.copy(like / name, folder / name)
 
 
-def _written(model: QwenVL, stored: dict[str, StoredTensor], dtype: str | None, like: Path) -> Iterable[Written]:
+def _written(
+    parameters: Mapping[str, jax.Array | LazyParameter],
+    config: QwenVLConfig,
+    stored: dict[str, StoredTensor],
+    dtype: str | None,
+    like: Path,
+) -> Iterable[Written]:
     """Every HF tensor of the model, to be made when its turn comes."""
-    arrays = parameter_paths(model)
-    for row in rows(model.config, transposed_experts=_transposed_experts(model.config, stored, like)):
-        array = arrays[row.path]
+    for row in rows(config, transposed_experts=_transposed_experts(config, stored, like)):
+        array = parameters[row.path]
         shape = row.hf_shape(array.shape)
         for layer, key in enumerate(row.keys):
             own = stored[key].dtype if dtype == "like" else jnp.dtype(dtype or array.dtype)
