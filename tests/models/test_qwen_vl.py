@@ -33,8 +33,8 @@ def image(width, height):
     return {"type": "image", "image": Image.fromarray(noise(height, width)), **BUDGET}
 
 
-def video(frames, width, height):
-    return {"type": "video", "video": list(noise(frames, height, width)), "sample_fps": 2.0, **BUDGET}
+def video(frames, width, height, fps=2.0):
+    return {"type": "video", "video": list(noise(frames, height, width)), "sample_fps": fps, **BUDGET}
 
 
 def noise(*shape):
@@ -50,7 +50,7 @@ CASES = {
     "image": user(image(100, 70), "What is it?"),
     "two images": user(image(64, 64), "and", image(40, 130), "Which?"),
     "video": user(video(5, 90, 60), "What happens?"),  # an odd number of frames
-    "two videos": user(video(4, 64, 64), video(9, 50, 120), "Which?"),
+    "two videos": user(video(4, 64, 64, fps=1.5), video(9, 50, 120, fps=0.7), "Which?"),
     "image and video": user("First", image(70, 50), "then", video(6, 64, 96), "What happens in the video?"),
 }
 
