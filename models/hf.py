@@ -25,6 +25,7 @@ SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json
               "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
               "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # fmt: skip
 
+HEAD, EMBEDDING = "lm_head.weight", "text/embed/embedding"
 _MIXED = "Use the config.json and all weights of one checkpoint"
 
 
@@ -89,7 +90,7 @@ def _sources(folder: Path, config: QwenVLConfig, wanted: dict) -> dict[str, tupl
 def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], folder: Path, tied: bool) -> None:
     """Every tensor is there, none is left, all have the shapes that the config asks for."""
     keys = {key for row in table for key in row.keys}
-    found = set(stored) - ({"lm_head.weight"} if tied else set())
+    found = set(stored) - ({HEAD} if tied else set())
     for what, wrong in (("missing", keys - found), ("unexpected", found - keys)):
         if wrong:
             shown = ", ".join(sorted(wrong)[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
@@ -100,6 +101,18 @@ def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], fold
             if stored[key].shape != shape:
                 what = f"{key} is {stored[key].shape}, config.json asks for {shape}"
                 raise ModelError(what, where=stored[key].file, fix=_MIXED)
+    if tied and HEAD in stored:
+        _check_tied(stored, next(row.keys[0] for row in table if row.path == EMBEDDING))
+
+
+def _check_tied(stored: dict[str, StoredTensor], embedding: str) -> None:
+    """A head that is stored though it is the embedding has to be the embedding."""
+    head, embed = stored[HEAD], stored[embedding]
+    starts = range(0, embed.shape[0], 4096)
+    rows = lambda tensor, start: tensor.read(start, min(start + 4096, embed.shape[0])).astype(np.float32)  # noqa: E731
+    if head.shape != embed.shape or any((rows(head, start) != rows(embed, start)).any() for start in starts):
+        what = f"config.json ties {HEAD} to {embedding}, but the two differ"
+        raise ModelError(what, where=head.file, fix="Set tie_word_embeddings to false in config.json")
 
 
 def _transposed_experts(config: QwenVLConfig, stored: dict[str, StoredTensor], where: object) -> bool:
@@ -183,7 +196,9 @@ def _written(
     for row in rows(config, transposed_experts=_transposed_experts(config, stored, like)):
         array = parameters[row.path]
         shape = row.hf_shape(array.shape)
-        for layer, key in enumerate(row.keys):
+        # A tied head that `like` has stored is the embedding once more.
+        again = (HEAD,) if row.path == EMBEDDING and config.text.tied_head and HEAD in stored else ()
+        for layer, key in enumerate((*row.keys, *again)):
             own = stored[key].dtype if dtype == "like" else jnp.dtype(dtype or array.dtype)
             make = lambda row=row, array=array, layer=layer: row.reversed(gather(array, layer if row.stacked else None))  # noqa: E731
             yield key, shape, np.dtype(own), make
