@@ -267,6 +267,9 @@ def test_bad_messages_are_named(processor, qwen_folder, clip, tmp_path):
     with pytest.raises(DataError, match="without messages"):
         processor.encode([])
     strict = load_processor(qwen_folder)
+    strict.chat_template = "{% for x in %}"
+    with pytest.raises(ModelError, match="template is broken, line 1: .*Restore the checkpoint's chat_template.jinja"):
+        strict.encode(user("Hi"))
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match="refuses the messages: roles must alternate"):
         strict.encode(user("Hi"))
