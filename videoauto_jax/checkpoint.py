@@ -221,7 +221,9 @@ def _context(beside: int | None) -> ocp.Context:
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.array.saving.scoped_storage_options_creator = _chunks
-    context.memory.write_concurrent_bytes = None if beside is None else beside + 1  # orbax asks for one to spare
+    if beside is not None:
+        limit = beside + 1  # orbax asks for one to spare
+        context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = limit
     return context
 
 
