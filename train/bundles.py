@@ -150,13 +150,13 @@ def _shared_length(prompts: Sequence[Encoded]) -> int:
 
 
 def cut(prompt: Encoded, length: int) -> Encoded:
-    """The first `length` tokens of a prompt; all its visuals have to lie within them."""
+    """The first `length` tokens of a prompt; all its visuals have to lie within them, so that only text is cut off."""
     return dataclasses.replace(
         prompt,
         token_ids=prompt.token_ids[:length],
         positions=prompt.positions[:, :length],
         vision_index=prompt.vision_index[:length],
-        next_position=int(prompt.positions[:, :length].max()) + 1,
+        next_position=prompt.next_position - (len(prompt.token_ids) - length),
     )
 
 

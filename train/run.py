@@ -74,12 +74,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, *, force: bool = False, lines: bool = True):
-        fix = "Name another output=, or add --force to begin anew and lose that run"
-        recipe = dump_config(config)
-        holds, inputs = "a run of another recipe", [config.model]
-        claim = lambda: claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=inputs)  # noqa: E731
-        self.config, self.folder = config, on_main(claim)
-        on_main(lambda: keep_base(self.folder, config.model, fix="Put those weights back, or name another output="))
+        self.config, self.folder = config, on_main(lambda: _claim(config, force))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep, best="score")
         self.logger = MetricsLogger(self.folder, lines=lines, wandb=config.wandb)
 
@@ -148,6 +143,15 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or jax.process_count() == 1:  # a process that fails alone would wait for the others in vain
             self.close()
+
+
+def _claim(config: RunConfig, force: bool) -> Path:
+    """The folder of a run, made or found, which then says what recipe and weights it rests on."""
+    fix = "Name another output=, or add --force to begin anew and lose that run"
+    holds, recipe = "a run of another recipe", dump_config(config)
+    folder = claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
+    keep_base(folder, config.model, fix="Put those weights back, or name another output=")
+    return folder
 
 
 class Trainer(Protocol):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.stream import PromptStream, StreamConfig
 from videoauto_jax.errors import DataError
-from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles, with_targets
+from videoauto_jax.train.bundles import BundleEncoder, cut, make_bundles, pack_bundles, with_targets
 
 RNG = np.random.default_rng(0)
 SYSTEM = "Answer twice."
@@ -95,6 +96,16 @@ def test_prefix_and_branch_make_each_conversation(opener, visual, questions):
     assert (row.prefix.vision is None) == (visual is None)
     if len(set(questions)) > 1:  # nothing that they share is left to the branches
         assert len({int(branch[0]) for branch in row.branches}) > 1
+
+
+def test_a_branch_goes_on_behind_a_video_that_reached_further_than_the_text(checkpoint):
+    frames = list(np.random.default_rng(0).integers(0, 256, (12, 56, 56, 3), dtype=np.uint8))
+    slow = {"type": "video", "video": frames, "sample_fps": 0.3, "min_pixels": 3136, "max_pixels": 3136}
+    for convention in ("upstream", "hf"):
+        processor = load_processor(checkpoint("qwen2_5_vl"), position_convention=convention)
+        whole = processor.encode(sample("Why?", "A", slow).messages)
+        begin = int(np.flatnonzero(whole.vision_index >= 0)[-1]) + 2
+        assert cut(whole, begin).next_position == whole.positions[0, begin]
 
 
 def test_only_demonstrations_weigh(opener, tiny_processor):
