@@ -193,12 +193,12 @@ def shared(model: Path, folder: Path, questions: int, rounds: int) -> dict:
     configs = {}
     for videos in (questions, 1):
         place = folder / f"shared-{videos}"
-        write_benchmark(place, videos, questions, 320)
-        configs[videos] = recipe(model, place, 16, 320**2, mode="first")
+        write_benchmark(place, videos, questions, 448)
+        configs[videos] = recipe(model, place, 16, 448**2, mode="first")
         timed(configs[videos], folder)
     runs = [{videos: timed(config, folder)[0] for videos, config in configs.items()} for _ in range(rounds)]
     return {
-        "what": f"{questions} questions, first answers only, 16 frames of 320 x 320: videos over one video",
+        "what": f"{questions} questions, first answers only, 16 frames of 448 x 448: videos over one video",
         "aim": "at least 5",
         "ratio": statistics.median(one[questions] / one[1] for one in runs),
         "videos_seconds": statistics.median(one[questions] for one in runs),
