@@ -254,11 +254,11 @@ def test_wrong_layouts_are_told(tmp_path):
         list(read_rows(chosen, tmp_path / "none", [""]))
     (tmp_path / "readme.txt").write_text("")
     with pytest.raises(DataError, match=r"expected test\*.parquet.*found no parquet or JSON file"):
-        find_tables(chosen, tmp_path, "")
+        find_tables(chosen, tmp_path, [""])
     for name in ("train.json", "dev.json"):
         (tmp_path / name).write_text("[]")
     with pytest.raises(DataError, match=r"expected test\*.parquet.*found dev.json, train.json"):
-        find_tables(chosen, tmp_path, "")
+        find_tables(chosen, tmp_path, [""])
 
 
 def test_a_changed_schema_is_told(tmp_path, benchmark_root):

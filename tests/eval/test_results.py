@@ -99,7 +99,9 @@ def test_what_the_gate_cut_short_is_not_scored_as_if_it_had_not(finished, tmp_pa
     assert main(["eval", "compare", str(finished), str(finished), "mode=second"]) == 2
     assert "tells nothing of mode second" in capsys.readouterr().err
     assert main(["eval", "rescore", str(finished), str(tmp_path / "again"), "threshold=0.9"]) == 2
-    assert "cut answers short at its own threshold" in capsys.readouterr().err
+    assert "tells nothing of mode second" in capsys.readouterr().err
+    assert main(["eval", "calibrate", str(finished)]) == 2
+    assert "tells nothing of mode second (" in capsys.readouterr().err
     assert main(["eval", "rescore", str(finished), str(tmp_path / "again"), "profile=strict"]) == 0
 
 

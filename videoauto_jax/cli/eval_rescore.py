@@ -5,7 +5,6 @@ from pathlib import Path
 
 from videoauto_jax.cli.eval import show
 from videoauto_jax.config import dump_config
-from videoauto_jax.errors import UsageError
 from videoauto_jax.eval.records import grade_records
 from videoauto_jax.eval.results import Results
 from videoauto_jax.eval.runner import SAMPLES, SKIPPED, SUMMARY, TIMINGS
@@ -43,14 +42,13 @@ def run(config: RescoreConfig, *, force: bool) -> None:
     """Writes what `videoauto eval` would have written, into another folder.
 
     Raises:
-        UsageError: no such evaluation, or another threshold than the one that its gate stopped answers at.
+        UsageError: no such evaluation, or another threshold than the one at which its gate stopped answers.
     """
     results = Results(config.run)
     sampling = results.config.sampling
     threshold = sampling.threshold if config.threshold is None else config.threshold
-    if threshold != sampling.threshold and "second" not in results.config.scored_modes:
-        fix = "Evaluate with sampling.mode=record, which can be scored at every threshold"
-        raise UsageError("the gate cut answers short at its own threshold", where=config.run, fix=fix)
+    if threshold != sampling.threshold:
+        results.require("second")
     recipe = dataclasses.replace(
         results.config,
         output=config.output,
