@@ -48,7 +48,9 @@ def load_cases(config: EvalConfig) -> list[Case]:
     for one in chosen:
         found += choose(_read(config, one), config.limit, config.seed, _unit)
     if not found:
-        raise DataError("there is not one sample", fix="Check the annotations, and the filters tasks, only and limit")
+        where = ", ".join((*config.data.names, *config.asked))
+        fix = "Check the annotations, and the filters tasks, only and limit"
+        raise DataError("there is not one sample", where=where, fix=fix)
     return found
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from videoauto_jax.base import NOTE
 from videoauto_jax.config import dump_config, load_config
 from videoauto_jax.errors import ConfigError, UsageError
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
@@ -19,7 +20,8 @@ HARMLESS = frozenset((
 def claim(config: EvalConfig, *, force: bool, fix: str) -> Path:
     """The folder of an evaluation: a new one, or one that began with a recipe whose answers are this one's.
 
-    What may differ are the keys `HARMLESS`, and there may be more benchmarks; the folder then holds the new recipe.
+    What may differ are the keys `HARMLESS`, and there may be more benchmarks; the folder then holds the new recipe. A
+    folder without an answer goes on under any recipe, unless parts share it.
 
     Args:
         force: begin anew.
@@ -34,9 +36,12 @@ def claim(config: EvalConfig, *, force: bool, fix: str) -> Path:
     if force or not written.exists():
         holds = "an evaluation with other settings"
         return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
-    if found := difference(_read(written, fix), config):
+    if config.part is None and not any(written.parent.glob("samples*.jsonl")):
+        write_atomic(written, recipe)
+        (written.parent / NOTE).unlink(missing_ok=True)
+    elif found := difference(_read(written, fix), config):
         raise UsageError(f"the output folder holds an evaluation with other settings: {found}", where=written, fix=fix)
-    if written.read_text() != recipe:
+    elif written.read_text() != recipe:
         write_atomic(written, recipe)
     return written.parent
 

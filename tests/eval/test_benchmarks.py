@@ -235,6 +235,16 @@ def test_nothing_has_no_mean(name):
     assert set(benchmark(name).aggregate([]).values()) == {None}
 
 
+@pytest.mark.parametrize("name", known_benchmarks())
+def test_the_docs_name_every_column_and_place(name):
+    chosen, text = benchmark(name), (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    listed = next(line for line in text[text.index("| name | columns |") :].splitlines() if f"`{name}`" in line)
+    dotted = {"option1", "option2", "option3"}
+    assert [column for column in chosen.columns if f"`{column}`" not in listed and column not in dotted] == []
+    assert f"{chosen.repo}, {chosen.split}" in text or name in ("mvp", "mvp_mini")
+    assert f"`{chosen.folder}`" in text and chosen.title.split(" (")[0] in text
+
+
 def test_an_unknown_benchmark_is_told_its_nearest():
     with pytest.raises(ConfigError, match="Did you mean video_mmmu"):
         benchmark("videommu")

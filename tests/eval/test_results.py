@@ -82,6 +82,9 @@ def test_scores_again_without_a_model(finished, tmp_path):
     summary = json.loads((tmp_path / "strict" / "summary.json").read_text())
     assert summary["profile"] == "strict" and summary["benchmarks"]["videomme"]["modes"]["auto"]["think_ratio"] == 0
     assert main(["eval", "rescore", str(finished), str(tmp_path / "strict")]) == 2
+    before = (finished / "samples.jsonl").read_bytes()
+    assert main(["eval", "rescore", str(finished), str(finished), "--force"]) == 2
+    assert (finished / "samples.jsonl").read_bytes() == before
 
 
 def test_two_runs_are_compared(finished, tmp_path, capsys):

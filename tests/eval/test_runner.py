@@ -191,6 +191,18 @@ def test_a_run_goes_on_with_other_workers_slots_and_reports(config, script):
     assert Results(config.output).config == dataclasses.replace(other, strict_media=False)
 
 
+def test_a_folder_without_an_answer_goes_on_under_any_recipe(config, script, monkeypatch):
+    def encode(messages):
+        raise ModelError("no chat template")
+
+    with monkeypatch.context() as broken, pytest.raises(ModelError):
+        broken.setattr(script, "encode", encode)
+        evaluate(config)
+    assert evaluate(dataclasses.replace(config, seed=1))["n"] == COUNT
+    with pytest.raises(UsageError, match="seed was 1 and is 0"):
+        evaluate(config)
+
+
 @pytest.mark.parametrize(
     ("key", "change"),
     [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from videoauto_jax.cli.eval import show
 from videoauto_jax.config import dump_config
+from videoauto_jax.errors import UsageError
 from videoauto_jax.eval.records import grade_records
 from videoauto_jax.eval.results import Results
 from videoauto_jax.eval.runner import SAMPLES, SKIPPED, SUMMARY, TIMINGS
@@ -42,8 +43,12 @@ def run(config: RescoreConfig, *, force: bool) -> None:
     """Writes what `videoauto eval` would have written, into another folder.
 
     Raises:
-        UsageError: no such evaluation, or another threshold than the one at which its gate stopped answers.
+        UsageError: no such evaluation; the output is the run itself; another threshold than the one at which the run's
+            gate stopped answers.
     """
+    if Path(config.output).resolve() == Path(config.run).resolve():
+        what = "the scores would replace the answers they rest on"
+        raise UsageError(what, where=config.output, fix="Name another output folder")
     results = Results(config.run)
     sampling = results.config.sampling
     threshold = sampling.threshold if config.threshold is None else config.threshold
