@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from videoauto_jax.cli.eval import benchmarks_table
 from videoauto_jax.cli.main import main
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.recipe import DataConfig
@@ -64,6 +65,14 @@ def test_tables_stand_beside_the_published_results(finished, capsys):
     assert to_csv(rows).splitlines()[0] == ",".join(COLUMNS)
     latex = to_latex(rows)
     assert latex == (finished / "table.tex").read_text() and latex.count("\\\\") == 3 and "Thinks, \\%" in latex
+
+
+def test_a_score_of_nothing_is_shown(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    for found in summary["benchmarks"].values():
+        found["modes"]["auto"]["score"] = 0.0
+    heads = [column.header for column in benchmarks_table(summary).columns]
+    assert "Score" in heads and "Skipped" not in heads
 
 
 def test_the_report_shows_benchmarks_and_filters_without_a_script(finished):
