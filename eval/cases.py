@@ -39,8 +39,7 @@ def load_cases(config: EvalConfig) -> list[Case]:
         ConfigError: nothing is named; an unknown benchmark or sub-task.
         DataError: annotations that cannot be used, or nothing in them.
     """
-    names = config.only or tuple(config.benchmarks)
-    chosen = [_chosen(config, name) for name in names]
+    chosen = [_chosen(config, name) for name in config.asked]
     found: list[Case] = []
     if config.data.names or not chosen:
         samples = config.data.samples(config.prompt_variant, keep_missing=True)
@@ -49,7 +48,9 @@ def load_cases(config: EvalConfig) -> list[Case]:
     for one in chosen:
         found += choose(_read(config, one), config.limit, config.seed, _unit)
     if not found:
-        raise DataError("there is not one sample", fix="Check the annotations, and the filters tasks, only and limit")
+        where = ", ".join((*config.data.names, *config.asked))
+        fix = "Check the annotations, and the filters tasks, only and limit"
+        raise DataError("there is not one sample", where=where, fix=fix)
     return found
 
 
