@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if "--aot" in sys.argv:
@@ -98,15 +99,20 @@ def against_transformers(folder: Path, prompts: int, branches: int, length: int,
         assert all(len(answer.token_ids) == tokens for group in groups for answer in group)
 
     ours(), other()
-    pairs = [(timed(ours), timed(other)) for _ in range(ROUNDS)]
-    ratios = [b / a for a, b in pairs]
+    rounds = [{act: timed(act) for act in order} for order in in_turns((ours, other))]
+    ratios = [each[other] / each[ours] for each in rounds]
     return {
         "what": f"{prompts} prompts of {length} tokens x {branches} branches of {tokens} tokens, float32",
-        "seconds": statistics.median(a for a, _ in pairs),
-        "transformers_seconds": statistics.median(b for _, b in pairs),
+        "seconds": statistics.median(each[ours] for each in rounds),
+        "transformers_seconds": statistics.median(each[other] for each in rounds),
         "ratio": statistics.median(ratios),
         "ratios": sorted(ratios),
     }
+
+
+def in_turns(two: tuple) -> list[tuple]:
+    """An order for each round; every second time the other way round."""
+    return [two[:: (-1) ** n] for n in range(ROUNDS)]
 
 
 def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> dict:
@@ -131,9 +137,9 @@ def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> di
         written[mode] = [len(answer.token_ids) for _, (answer,) in samplers[mode].stream(batch)]
 
     run("auto")
-    pairs = [(timed(lambda: run("record")), timed(lambda: run("auto"))) for _ in range(ROUNDS)]
+    rounds = [{mode: timed(partial(run, mode)) for mode in order} for order in in_turns(("record", "auto"))]
     full, short = (sum(written[mode]) for mode in ("record", "auto"))
-    saved_tokens, saved_times = 1 - short / full, sorted(1 - b / a for a, b in pairs)
+    saved_tokens, saved_times = 1 - short / full, sorted(1 - each["auto"] / each["record"] for each in rounds)
     saved_time = statistics.median(saved_times)
     usage = {mode: sampler.usage for mode, sampler in samplers.items()}
     return {
@@ -228,6 +234,21 @@ def on_cpu(folder: Path) -> dict:
     }
 
 
+def summary(found: dict) -> list[str]:
+    """What `on_cpu` finds, beside what is wanted: medians of all rounds, and their least and most."""
+    theirs, gate, groups = found["transformers"], found["gate"], found["groups"]
+    spread = lambda values, form: f"{min(values):{form}} to {max(values):{form}} in {len(values)} rounds"  # noqa: E731
+    useful, bits = gate["useful_share"], found["eight_bits"]
+    return [
+        f"times as fast as transformers' generate: {theirs['ratio']:.1f} ({spread(theirs['ratios'], '.1f')}; wanted 5)",
+        f"auto saves: {gate['saved_tokens']:.0%} of the tokens, {gate['saved_time']:.0%} of the time",
+        f"time saved for tokens saved: {gate['ratio']:.2f} ({spread(gate['ratios'], '.2f')}; wanted 0.80)",
+        f"useful steps: {useful['record']:.0%} in record, {useful['auto']:.0%} in auto (wanted 85%)",
+        f"useful steps of groups: {groups['useful_share']:.0%}, one by one {groups['useful_share_one_by_one']:.0%}",
+        "mean difference of log p: " + ", ".join(f"{bits[name]:.1e} in {name}" for name in bits if name != "what"),
+    ]
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,6 +259,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 65536], help="prompts of that, in tokens")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
     options = parser.parse_args()
+    lines: list[str] = []
     place = options.out / ("sampling_aot.json" if options.aot else "sampling.json")
     result = json.loads(place.read_text()) if place.exists() else {}
     if options.model and not options.aot:
@@ -256,9 +278,10 @@ def main() -> None:
                 print(json.dumps(figures), flush=True)
                 place.write_text(json.dumps(result, indent=1) + "\n")  # what there is, should time run out
         else:
-            result |= on_cpu(folder)
+            found = on_cpu(folder)
+            result, lines = result | found, summary(found)
     place.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1), *lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 END = "<|im_end|>"
@@ -111,3 +112,22 @@ def answers(sampler):
         return dict(zip(CHATS, sampler(list(CHATS.values()))))
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def teacher_forced():
+    """`teacher_forced(model, prompt, tokens)`: float32 logits [R, V] of the tokens behind that prompt alone."""
+    forward = jax.jit(lambda model, inputs: model(inputs))
+
+    def run(model, prompt, tokens):
+        count = len(tokens)
+        inputs = ModelInputs(
+            token_ids=np.append(prompt.token_ids, tokens)[None],
+            positions=np.hstack([prompt.positions, np.stack([prompt.next_position + np.arange(count)] * 3)])[:, None],
+            segment_ids=np.ones((1, len(prompt.token_ids) + count), np.int32),
+            vision_index=np.append(prompt.vision_index, np.full(count, -1))[None],
+            vision=prompt.vision,
+        )
+        return np.asarray(forward(model, inputs)[0, len(prompt.token_ids) - 1 : -1])
+
+    return run

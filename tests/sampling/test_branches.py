@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,6 +43,47 @@ def test_a_branch_depends_on_seed_prompt_and_number_only(writer, prompts):
     reseeded = replaced(writer, seed=4)
     again = {tuple(answer.token_ids) for group in reseeded.rollout(prompts, branches=3) for answer in group}
     assert not written & again
+
+
+def test_log_probs_are_those_of_whole_rows_under_everything_that_narrows_the_choice(writer, prompts, teacher_forced):
+    """Both kinds of log-probabilities, against the forward pass of whole rows and transformers' processors."""
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as theirs
+
+    sampler = replaced(writer, temperature=0.7, repetition_penalty=1.3, top_k=40, top_p=0.9, min_p=0.02)
+    processors = theirs.RepetitionPenaltyLogitsProcessor(1.3), theirs.TemperatureLogitsWarper(0.7)
+    processors += theirs.TopKLogitsWarper(40), theirs.TopPLogitsWarper(0.9), theirs.MinPLogitsWarper(0.02)
+    for messages, group in zip(prompts[:2], sampler.rollout(prompts[:2], branches=2)):
+        prompt = writer.processor.encode(messages)
+        for answer in group:
+            tokens, (before,) = answer.token_ids, torch.tensor(prompt.token_ids)[None].long()
+            logits = teacher_forced(writer.model, prompt, tokens)
+            raw = jax.nn.log_softmax(logits)[np.arange(len(tokens)), tokens]
+            np.testing.assert_allclose(answer.logprobs, raw, atol=1e-4)
+            expected = []
+            for n, token in enumerate(tokens):
+                context, scores = torch.cat([before, torch.tensor(tokens[:n]).long()])[None], torch.tensor(logits[n])
+                for processor in processors:
+                    scores = processor(context, scores.reshape(1, -1))
+                expected.append(torch.log_softmax(scores, -1)[0, token].item())
+            np.testing.assert_allclose(answer.sampling_logprobs, expected, atol=1e-4)
+            assert (answer.sampling_logprobs > answer.logprobs).any()
+
+
+def test_a_prompt_at_the_edge_of_a_bucket(writer, prompts, teacher_forced):
+    """One that fills it, one that is a token too long for it, and one whose last token goes through by itself."""
+    prompt, sizes = writer.processor.encode(prompts[1]), {"max_new_tokens": 4, "prompts": 1}
+    count, written = len(prompt.token_ids), []
+    for rungs, most in (((count,), count), ((count - 1, count + 5), count + 5), ((count,), count - 1)):
+        sampler = replaced(writer, prompt_lengths=rungs, prefill_tokens=most, **sizes)
+        ((answer,),) = sampler.generate([prompt], 1)
+        logits = teacher_forced(writer.model, prompt, answer.token_ids)
+        expected = jax.nn.log_softmax(logits)[np.arange(4), answer.token_ids]
+        np.testing.assert_allclose(answer.logprobs, expected, atol=1e-4, err_msg=str(rungs))
+        written.append(tuple(answer.token_ids))
+    assert len(set(written)) == 1
+    ((refused,),) = replaced(writer, prompt_lengths=(count - 1,), **sizes).generate([prompt], 1)
+    assert refused.finish_reason == "refused"
 
 
 def test_temperature_0_is_greedy_for_all_branches(writer, prompts):

@@ -106,6 +106,15 @@ def test_a_prompt_that_is_too_long_is_refused_and_the_others_finish(answers, cha
             assert answer.text == whole[prompt].text and answer.error == ""
 
 
+def test_a_prompt_without_tokens_is_refused(sampler, chats, tiny_processor):
+    prompt = tiny_processor.encode(chats["sure"])
+    nothing = dataclasses.replace(
+        prompt, token_ids=prompt.token_ids[:0], positions=prompt.positions[:, :0], vision_index=prompt.vision_index[:0]
+    )
+    ((refused,), (answer,)) = sampler.generate([nothing, prompt], 1)
+    assert refused.finish_reason == "refused" and "no tokens" in refused.error and answer.first_answer == "A"
+
+
 def test_the_number_of_questions_about_one_video_compiles_nothing(tiny_model, tiny_processor):
     long = "A long question about what happens in the video, and why. " * 3
     config = SamplingConfig(mode="second", max_new_tokens=4, prompts=8)

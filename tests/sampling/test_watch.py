@@ -1,6 +1,7 @@
 """Text while it is written: telling it, and stop texts."""
 
 import collections
+import copy
 import dataclasses
 
 import numpy as np
@@ -47,6 +48,24 @@ def test_a_stop_text_on_the_last_token_there_is(sampler, answers):
     assert len(found.token_ids) == count and found.finish_reason == "stop" and last not in found.text
     found = answers(mode="auto", max_new_tokens=96, stop=("}",))["sure"]
     assert (found.text, found.finish_reason, found.exited, found.answer) == ("\\boxed{A", "stop", False, "")
+
+
+def test_the_stop_text_that_is_complete_first_counts(sampler, answers):
+    """Though a longer one begins before it, and is complete by the time the host looks."""
+    found = answers(mode="second", stop=("<think>It is red", "is"))["sure"]
+    assert found.text == "\\boxed{A}<think>It " and found.finish_reason == "stop"
+
+
+def test_characters_of_several_tokens_are_told_whole_and_no_token_is_decoded_again(scripted, chats, tiny_processor):
+    text = "Ja, 日本 né. " * 5
+    sampler, decoded = scripted({"sure": [(text + "<|im_end|>", 0.999)]}, mode="second", stop=("never",)), []
+    sampler.processor = copy.copy(tiny_processor)
+    sampler.processor.decode = lambda tokens: decoded.append(len(tokens)) or tiny_processor.decode(tokens)
+    told = []
+    ((answer,),) = sampler.generate([tiny_processor.encode(chats["sure"])], 1, on_text=lambda *what: told.append(what))
+    assert answer.text == text == "".join(new for *_, new in told) and len(told) > 4
+    assert all("\N{REPLACEMENT CHARACTER}" not in new for *_, new in told)
+    assert len(answer.token_ids) > 64 and sum(decoded) < 4 * len(answer.token_ids)  # the end and the answer anew
 
 
 def test_a_special_token_may_be_a_stop(scripted, chats):

@@ -171,8 +171,7 @@ class Sampler:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
         text, count, stopped = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
-        # What was written behind a stop text before the host saw it never was; nor was the gate's exit.
-        if stopped:
+        if stopped:  # what was written behind it before the host saw it never was, nor was the gate's exit
             finish = engine.STOPPED
             first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(

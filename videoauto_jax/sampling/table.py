@@ -113,6 +113,8 @@ class Table:
         if isinstance(prompt, VideoAutoError):
             return str(prompt)
         lengths, count = self._config.prompt_lengths, len(prompt.token_ids)
+        if count == 0:
+            return "the prompt has no tokens. Ask something"
         if lengths is None or count <= max(lengths):
             return None
         fix = "Lower the visual budgets or extend prompt_lengths"
