@@ -180,6 +180,8 @@ def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, tmp_path, m
     [
         ("sft -c train/qwen3_vl_8b_grpo_auto", ["no recipe of sft", "videoauto train -c train/qwen3_vl_8b_grpo_auto"]),
         ("train -c eval/qwen3_vl_128k lora.rank=8", ["no recipe of train", "videoauto eval -c eval/qwen3_vl_128k"]),
+        ("eval -c eval/qwen3_vl_128k --calibrate", ["unknown option --calibrate", "videoauto eval calibrate"]),
+        ("eval -c eval/qwen3_vl_128k --strict-media", ["unknown option --strict-media", "strict_media=value"]),
         ("train -c train/qwen3_vl_8b_grpo_auto loss.betta=1", ['"loss.betta"', '"loss.beta"?']),
         ("train -c train/qwen3_vl_8b_grpo_auto loss.beta=-1", ["beta is -1.0 (loss)", "at least 0"]),
         ("train -c train/qwen3_vl_8b_grpo_auto rollout.top_p=2", ["top_p=2.0 (rollout)", "at most 1"]),

@@ -41,7 +41,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", re.ASCII)
 
 @dataclass
 class Command:
-    """A command line taken apart."""
+    """A command line taken apart; `unknown` is its first option that does not exist."""
 
     verb: str | None = None
     recipe: str | None = None
@@ -50,6 +50,7 @@ class Command:
     force: bool = False
     debug: bool = False
     help: bool = False
+    unknown: str = ""
 
 
 def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, str] = VERBS) -> int:
@@ -83,7 +84,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """Takes a command line apart. Options may stand anywhere; after `--` every word is a positional one.
 
     Raises:
-        UsageError: an unknown option, or `-c` without a recipe.
+        UsageError: `-c` without a recipe.
     """
     command, rest = Command(), list(arguments)
     while rest:
@@ -100,9 +101,7 @@ def parse(arguments: Sequence[str]) -> Command:
         elif word in ("--force", "--debug"):
             setattr(command, word[2:], True)
         elif word.startswith("-") and len(word) > 1:
-            key = word.strip("-").partition("=")[0].replace("-", "_")
-            fix = f"Options are -c, --force, --debug and --help; settings are written {key}=value"
-            raise UsageError(f"unknown option {word}", fix=fix)
+            command.unknown = command.unknown or word
         elif command.verb is None:
             command.verb = word
         else:
@@ -121,6 +120,8 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         raise UsageError(f'unknown verb "{command.verb}"' if command.verb else "no verb was given", fix=fix)
     module = import_module(verbs[command.verb])
     inner = getattr(module, "VERBS", {})
+    if command.unknown:
+        raise _unknown_option(command, inner)
     if command.words and command.words[0] in inner:
         word = command.words.pop(0)
         command.verb, module = f"{command.verb} {word}", import_module(inner[word])
@@ -134,6 +135,14 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         _check_verb(command, module, verbs)
         raise
     module.run(config, force=command.force)
+
+
+def _unknown_option(command: Command, inner: Mapping[str, str]) -> UsageError:
+    key = command.unknown.strip("-").partition("=")[0].replace("-", "_")
+    fix = f"Options are -c, --force, --debug and --help; settings are written {key}=value"
+    if key in inner:
+        fix = f"Write videoauto {command.verb} {key}"
+    return UsageError(f"unknown option {command.unknown}", fix=fix)
 
 
 def _check_verb(command: Command, module: ModuleType, verbs: Mapping[str, str]) -> None:
