@@ -38,6 +38,9 @@ def test_figures(bench, tiny_folder):
     assert 0 < saved["saved_tokens"] < 1 and 0.3 < saved["useful_share"]["record"] <= 1
     held = bench.groups(tiny_folder, 4, 2, 2, 64, 64)
     assert 0.2 < held["useful_share"] <= 1 and 0.2 < held["useful_share_one_by_one"] <= 1
+    figures = {"gate": saved, "groups": held, "transformers": {"ratio": 6.0, "ratios": [5.5, 6.5]}}
+    lines = bench.summary(figures | {"eight_bits": {"what": "", "int8": 1e-5}})
+    assert "6.0 (5.5 to 6.5 in 2 rounds; wanted 5)" in lines[0] and f"{saved['ratio']:.2f}" in lines[2]
 
 
 def test_what_transformers_takes(bench, tiny_folder):

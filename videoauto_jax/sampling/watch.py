@@ -36,15 +36,17 @@ class Watch:
         self._texts: dict[tuple[int, int], Growing] = {}
 
     def look(self, position: int, branches: engine.Branches) -> Bool[ndarray, "G"]:
-        """Shows what is new of a prompt's branches; which of them hold a stop text."""
+        """Shows what is new of a prompt's branches; which of them hold a stop text that they did not hold before."""
         stopped = np.zeros(len(branches.length), bool)
         for g, length in enumerate(branches.length):
             tokens, text = branches.tokens[g, :length], self._texts.setdefault((position, g), Growing())
+            if text.ended:
+                continue
             whole = text.read(tokens, self._decode)
             stopped[g] = find_stop(whole, self._stop) is not None
+            text.ended = bool(stopped[g]) or branches.finish[g] != engine.RUNNING
             if self._on_text is not None:
-                running = not stopped[g] and branches.finish[g] == engine.RUNNING
-                certain = self._certain(whole) if running else cut_at(tokens, self._stop, self._decode)[0]
+                certain = cut_at(tokens, self._stop, self._decode)[0] if text.ended else self._certain(whole)
                 if new := text.show(certain):
                     self._on_text(position, g, new)
         return stopped
@@ -64,11 +66,13 @@ class Growing:
         tokens: that many are decoded for good.
         text: theirs.
         shown: characters that have been told.
+        ended: nothing will follow.
     """
 
     tokens: int = 0
     text: str = ""
     shown: int = 0
+    ended: bool = False
 
     def read(self, tokens: Int[ndarray, "R"], decode: Decode) -> str:
         """The text of all tokens, which begin with those of the last call."""
