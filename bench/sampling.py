@@ -45,8 +45,9 @@ ROOT = Path(__file__).parents[1]
 TEXT = "\\boxed{A}<think>It looks like 3 red and 4 blue dots.</think>\\boxed{B} What colour is the lamp at second 5?"
 PUBLISHED = ("qwen2.5-vl-7b-instruct", "qwen3-vl-8b-instruct")
 ROUNDS = 5
-LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 2.0, "<|im_end|>": 6.0}
-"""What is added to the logits of a random model, so that answers have a few tokens and thoughts some dozens."""
+LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 1.0, "<|im_end|>": 6.0}
+"""What is added to the logits of a random model, so that answers have a few tokens and responses 150 in the mean: what
+a model that always thinks needs (149, paper)."""
 
 
 @jax.tree_util.register_dataclass
@@ -228,8 +229,8 @@ def on_cpu(folder: Path) -> dict:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{cores} cores, {versions}",
         "eight_bits": eight_bits(folder, 8, 512, 32),
-        "gate": gate(folder, 192, 16, 128, 256),
-        "groups": groups(folder, 48, 4, 16, 128, 256),
+        "gate": gate(folder, 384, 16, 128, 512),
+        "groups": groups(folder, 48, 4, 16, 128, 512),
         "transformers": against_transformers(folder, 8, 16, 512, 32),
     }
 
@@ -260,6 +261,7 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
     options = parser.parse_args()
     lines: list[str] = []
+    options.out.mkdir(parents=True, exist_ok=True)
     place = options.out / ("sampling_aot.json" if options.aot else "sampling.json")
     result = json.loads(place.read_text()) if place.exists() else {}
     if options.model and not options.aot:

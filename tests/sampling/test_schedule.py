@@ -8,6 +8,8 @@ import pytest
 
 from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
+from videoauto_jax.sampling.schedule import quorum
+from videoauto_jax.sampling.table import Table
 
 PROGRAMS = (cache.prefill, cache.copy_prompts, engine.empty, engine.widen, engine._admit_whole,
             engine._admit_some, engine.decode, engine.pick)  # fmt: skip
@@ -27,6 +29,14 @@ def test_nothing_compiles_again(sampler, answers, chats, scripts, scripted):
     sampler([chats["wrong"]])  # fewer prompts than fit
     scripted(scripts)(list(chats.values()))
     assert before == [program._cache_size() for program in PROGRAMS]
+
+
+@pytest.mark.parametrize(
+    "slots, tokens, count",
+    [(16, 128, 4), (16, 129, 1), (8, 10, 1), (64, 10, 16), (64, 100, 4), (256, 4096, 16), (2, 1, 1), (1, 1, 1)],
+)
+def test_short_prompts_wait_for_each_other(slots, tokens, count):
+    assert quorum(Table(SamplingConfig(), slots, 1, 0), tokens) == count
 
 
 def test_no_prompts_no_answers(sampler):

@@ -17,6 +17,10 @@ from videoauto_jax.sampling.prefixes import Trace, shared_length, trace
 from videoauto_jax.sampling.table import Entry, Table, Writing
 from videoauto_jax.sampling.watch import Watch
 
+FULL = 512
+"""Tokens that use a device well. Where fewer go through the model it waits for its weights, and further rows are nearly
+free: an H100 does 295 bfloat16 operations in the time in which it reads a byte, which is as many tokens."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
@@ -110,8 +114,7 @@ class Schedule:
         self._exhausted = False
         self._running: dict[int, Running] = {}
         self._free = table.free
-        # Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
-        self._quorum = max(1, table.slots // 16)
+        self._quorum = 1
         self._longest = 0
 
     def run(self, writing: Writing) -> Iterator[Finished]:
@@ -147,6 +150,7 @@ class Schedule:
             entries, positions = self._next_batch()
             self._table.fill(writing, entries, self._collated)
             self._collated = None
+            self._quorum = quorum(self._table, max(len(entry.prompt.token_ids) - entry.shared for entry in entries))
             for entry, position in zip(entries, positions):
                 self._running[entry.slot] = Running(position, entry.prompt.text, since)
                 self._usage.prefilled += len(entry.prompt.token_ids) - entry.shared
@@ -199,8 +203,8 @@ class Schedule:
         return source, held[source]
 
     def _decode(self, writing: Writing) -> engine.Used:
-        waits = bool(self._waiting) or not self._exhausted
-        enough = max(0, len(self._running) - self._quorum) if waits else 0
+        wanted = min(self._quorum, len(self._waiting)) if self._exhausted else self._quorum
+        enough = max(0, len(self._running) - wanted) if wanted else 0
         most = self._table.tokens if self._watch is None else self._watch.every
         return self._table.decode(writing, longest=self._longest, most=most, enough=enough)
 
@@ -237,6 +241,19 @@ def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray,
     if prompt.vision is not None:
         digest = zlib.crc32(np.ascontiguousarray(prompt.vision.patches).data, digest)
     return np.array([zlib.crc32(f"{seed}/{branch}".encode(), digest) for branch in range(branches)], np.uint32)
+
+
+def quorum(table: Table, tokens: int) -> int:
+    """Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
+
+    A sixteenth of them; of prompts so short that one alone would waste the device, as many as do not, up to a fourth.
+
+    Args:
+        table: the slots.
+        tokens: of a prompt, as many as go through the model.
+    """
+    together = min(table.slots // 4, FULL // max(tokens, 1))
+    return max(1, table.slots // 16, _batch_size(together, table) if together else 0)
 
 
 def _batch_size(most: int, table: Table) -> int:
