@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vocab_size": 2048}  # fmt: skip
+        "num_key_value_heads": 2, "vocab_size": 2048,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}  # fmt: skip
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64,
           "fullatt_block_indexes": [1]}  # fmt: skip
 
