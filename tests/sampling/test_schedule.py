@@ -32,11 +32,14 @@ def test_nothing_compiles_again(sampler, answers, chats, scripts, scripted):
 
 
 @pytest.mark.parametrize(
-    "slots, tokens, count",
-    [(16, 128, 4), (16, 129, 1), (8, 10, 1), (64, 10, 16), (64, 100, 4), (256, 4096, 16), (2, 1, 1), (1, 1, 1)],
+    "slots, shards, tokens, count",
+    [
+        *((16, 1, 128, 4), (16, 1, 129, 1), (8, 1, 10, 1), (64, 1, 10, 16), (64, 1, 100, 4), (256, 1, 4096, 16)),
+        *((2, 1, 1, 1), (1, 1, 1, 1), (64, 8, 4096, 8), (16, 8, 4096, 4), (8, 8, 10, 2)),
+    ],
 )
-def test_short_prompts_wait_for_each_other(slots, tokens, count):
-    assert quorum(Table(SamplingConfig(), slots, 1, 0), tokens) == count
+def test_prompts_wait_for_those_that_cost_nothing_beside_them(slots, shards, tokens, count):
+    assert quorum(Table(SamplingConfig(), slots, 1, 0, shards), tokens) == count
 
 
 def test_no_prompts_no_answers(sampler):

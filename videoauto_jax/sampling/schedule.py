@@ -161,7 +161,8 @@ class Schedule:
                 self._usage.prefill_seconds += time.perf_counter() - since
 
     def _next_batch(self) -> tuple[list[Entry], list[int]]:
-        """Waiting prompts that go through the model together, in slots of their own."""
+        """Waiting prompts that go through the model together, in slots of their own: the first, and those behind it
+        that can. Further questions about a video of theirs are passed over: they come next, and find it computed."""
         if self._collated is not None:
             most = self._table.slots
         else:
@@ -170,13 +171,16 @@ class Schedule:
             self._free = self._table.free = deque(range(self._table.slots))  # whole tables need no copy
         entries: list[Entry] = []
         positions: list[int] = []
-        while self._waiting and len(entries) < most:
-            entry = self._entry(self._waiting[0], entries)
+        left: deque[Waiting] = deque()
+        for waiting in self._waiting:
+            entry = self._entry(waiting, entries) if len(entries) < most else None
             if entry is None:
-                break
+                left.append(waiting)
+                continue
             self._free.remove(entry.slot)
             entries.append(entry)
-            positions.append(self._waiting.popleft().position)
+            positions.append(waiting.position)
+        self._waiting = left
         return entries, positions
 
     def _entry(self, waiting: Waiting, batch: list[Entry]) -> Entry | None:
@@ -246,13 +250,14 @@ def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray,
 def quorum(table: Table, tokens: int) -> int:
     """Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
 
-    A sixteenth of them; of prompts so short that one alone would waste the device, as many as do not, up to a fourth.
+    A sixteenth of them; up to a fourth where fewer would leave devices idle: one for each shard, and of prompts so
+    short that one alone would waste its device as many as do not.
 
     Args:
         table: the slots.
         tokens: of a prompt, as many as go through the model.
     """
-    together = min(table.slots // 4, FULL // max(tokens, 1))
+    together = min(table.slots // 4, table.shards * max(1, FULL // max(tokens, 1)))
     return max(1, table.slots // 16, _batch_size(together, table) if together else 0)
 
 
