@@ -161,8 +161,7 @@ class Schedule:
                 self._usage.prefill_seconds += time.perf_counter() - since
 
     def _next_batch(self) -> tuple[list[Entry], list[int]]:
-        """Waiting prompts that go through the model together, in slots of their own: the first, and those behind it
-        that can. Further questions about a video of theirs are passed over: they come next, and find it computed."""
+        """Waiting prompts that go through the model together, in slots of their own."""
         if self._collated is not None:
             most = self._table.slots
         else:
@@ -171,16 +170,13 @@ class Schedule:
             self._free = self._table.free = deque(range(self._table.slots))  # whole tables need no copy
         entries: list[Entry] = []
         positions: list[int] = []
-        left: deque[Waiting] = deque()
-        for waiting in self._waiting:
-            entry = self._entry(waiting, entries) if len(entries) < most else None
+        while self._waiting and len(entries) < most:
+            entry = self._entry(self._waiting[0], entries)
             if entry is None:
-                left.append(waiting)
-                continue
+                break
             self._free.remove(entry.slot)
             entries.append(entry)
-            positions.append(waiting.position)
-        self._waiting = left
+            positions.append(self._waiting.popleft().position)
         return entries, positions
 
     def _entry(self, waiting: Waiting, batch: list[Entry]) -> Entry | None:
