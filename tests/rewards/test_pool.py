@@ -32,6 +32,8 @@ def graders(tmp_path, monkeypatch):
         "    return float(len(prediction) == answer)\n"
         "def has_jax(prediction, answer, profile):\n"
         "    return float('jax' in sys.modules)\n"
+        "def has_math_verify(prediction, answer, profile):\n"
+        "    return float('math_verify' in sys.modules)\n"
         "def dies(prediction, answer, profile):\n"
         "    os._exit(1)\n"
     )
@@ -74,6 +76,8 @@ def test_users_graders(graders):
         items = [(twice("abc"), 3, "my_graders:length"), (twice("abcd"), 3, "my_graders:length")]
         assert pool.score_many(items) == [(1, 1, 1), (0, 0, 1)]
         assert pool.grade_many([("", "", "my_graders:has_jax")]) == [0.0]
+        # It is imported before a worker is ready: no answer's time pays for it.
+        assert pool.grade_many([("", "", "my_graders:has_math_verify")]) == [1.0]
         assert pool.grade_many([("", "", "my_graders:dies"), ("5", "5", "math")]) == [0.0, 1.0]
         assert (pool.timeouts, pool.crashes) == (0, 1)
 

@@ -97,7 +97,8 @@ def serve() -> None:
     # Whatever a grader prints must not mix with the replies.
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    grade("$1$", "$1$", "math")
+    # Texts that differ: equal ones are right before math-verify and sympy are imported, which the first task would pay.
+    grade("x^2+1/2", r"\frac{1}{2}+x^2", "math")
     send(replies, Ready("math"))
     imported = {"math"}
     while True:
