@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print rows for kernels/autotune.json")
     parser.add_argument("--tiny", action="store_true", help="short rows, few heads")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--backend", default="", help="compile this backend only")
     parser.add_argument("--seconds", type=float, default=480, help="start no case after this time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
@@ -68,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.aot:
         import attention_ahead
 
-        return write(options.out / "attention_aot.json", attention_ahead.compile_all(chosen, options.only))
+        found = attention_ahead.compile_all(chosen, options.only, options.backend)
+        return write(options.out / "attention_aot.json", found)
     print(f"{len(chosen)} cases; {estimate(chosen) / 60:.0f} minutes on an H100, at a guess", flush=True)
     results = measure_all(chosen, time.monotonic() + options.seconds)
     results["verdicts"] = attention_verdicts.verdicts(results)

@@ -1,6 +1,7 @@
 """Compiles what `attention.py` measures for devices that are not here, and whole layers split over eight of them."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import ahead
@@ -14,24 +15,48 @@ from videoauto_jax.kernels.quantized import Quantized
 
 TARGETS = {
     "h100": ("mosaic", "cudnn", "triton", "composed"),
-    "v5p:2x2x1": ("splash",),
-    "v6e:2x2": ("splash",),
+    "v5p:2x2x1": ("splash", "composed"),
+    "v6e:2x2": ("splash", "composed"),
 }
 """Where to compile -> backends that are compiled there."""
-LAYER = 131072
+LENGTH = 131072
+"""Tokens of the layers."""
 
 
-def compile_all(chosen: list[Case], only: str) -> dict:
-    """One record per case, backend and target: what the compiler reports, or why the backend refuses."""
+def compile_all(chosen: list[Case], only: str, just: str) -> dict:
+    """One record per case, backend and target: what the compiler reports, or why the backend refuses.
+
+    Args:
+        chosen: the cases.
+        only: part of the names of the layers compiled.
+        just: the backend compiled; "" for all.
+    """
+    work = [
+        (case.name, backend, target, partial(attempt, case, backend, target))
+        for case, backend, target in wanted(chosen)
+    ]
+    work += [layer for layer in layers() if only in layer[0]]
     records = []
-    for case, backend, target in wanted(chosen):
-        records.append({"case": case.name, "backend": backend, "target": target} | attempt(case, backend, target))
-        print(*records[-1].values(), flush=True)
-    for strategy in context_parallel.STRATEGIES:
-        if only in (name := f"layer-128k-{strategy}"):
-            records.append({"case": name, "backend": "mosaic", "target": "h100"} | attempt_layer(strategy))
+    for name, backend, target, build in work:
+        if just in ("", backend):
+            records.append({"case": name, "backend": backend, "target": target} | reported(build))
             print(*records[-1].values(), flush=True)
     return {"jax": jax.__version__, "records": records}
+
+
+def layers() -> list[tuple[str, str, str, Callable[[], dict]]]:
+    """Name, backend, target and what compiles it: attention of a layer at 128k tokens over eight devices."""
+    gpu = "h100"
+    found = [
+        (f"layer-128k-{name}", "mosaic", gpu, partial(over_context, gpu, name, "mosaic"))
+        for name in context_parallel.STRATEGIES
+    ]
+    found.append(("layer-128k-decode", "triton", gpu, partial(decoding, gpu, "triton")))
+    for target in ("v5p:2x2x2", "v6e:2x4"):
+        found.append(("layer-128k-heads", "splash", target, partial(over_heads, target, "splash")))
+        found.append(("layer-128k-gather", "reference", target, partial(over_context, target, "gather", "reference")))
+        found.append(("layer-128k-decode", "composed", target, partial(decoding, target, "composed")))
+    return found
 
 
 def wanted(chosen: list[Case]):
@@ -48,15 +73,18 @@ def wanted(chosen: list[Case]):
 
 def attempt(case: Case, backend: str, target: str) -> dict:
     """Compiles one case, gradients included."""
+    function = case.gradient(backend) if case.backward else case.function(backend)
+    report = ahead.compile_for(ahead.mesh(target, {"data": 1}), function, *case.shapes())
+    return report | ({"kernels": triton_kernels(case)} if backend == "triton" else {})
+
+
+def reported(build: Callable[[], dict]) -> dict:
+    """What `build` reports and how long it took, or its error: the test decides which may fail."""
     start = time.monotonic()
     try:
-        mesh = ahead.mesh(target, {"data": 1})
-        function = case.gradient(backend) if case.backward else case.function(backend)
-        report = ahead.compile_for(mesh, function, *case.shapes())
-    except Exception as error:  # recorded; the test decides which may fail
+        report = build()
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:400]}
-    if backend == "triton":
-        report["kernels"] = triton_kernels(case)
     return report | {"seconds": round(time.monotonic() - start, 1)}
 
 
@@ -78,21 +106,36 @@ def triton_kernels(case: Case) -> dict[str, dict[str, int]]:
     }  # fmt: skip
 
 
-def attempt_layer(strategy: str) -> dict:
-    """Attention of the 7B model at 128k tokens over eight GPUs, forward and backward."""
-    mesh, row = ahead.mesh("h100", {"context": 8}), P(None, "context")
-    attend = partial(context_parallel.attend, axis="context", strategy=strategy, backend="mosaic")
+def over_context(target: str, strategy: str, backend: str) -> dict:
+    """The 7B model's attention, forward and backward, its rows split."""
+    mesh, row = ahead.mesh(target, {"context": 8}), P(None, "context")
+    attend = partial(context_parallel.attend, axis="context", strategy=strategy, backend=backend)
     split = jax.shard_map(attend, mesh=mesh, in_specs=(row,) * 5, out_specs=(row, row), check_vma=False)
 
     def layer(q, k, v, start, stop):
         out, vjp = jax.vjp(lambda *qkv: split(*qkv, start, stop)[0], q, k, v)
         return out, *vjp(q)
 
-    array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((1, LAYER, *shape), dtype)  # noqa: E731
+    array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((1, LENGTH, *shape), dtype)  # noqa: E731
     q, kv, ends = array(28, 128), array(4, 128), array(dtype=jnp.int32)
-    start = time.monotonic()
-    try:
-        report = ahead.compile_for(mesh, layer, q, kv, kv, ends, ends, specs=(row,) * 5)
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"[:400]}
-    return report | {"seconds": round(time.monotonic() - start, 1)}
+    return ahead.compile_for(mesh, layer, q, kv, kv, ends, ends, specs=(row,) * 5)
+
+
+def over_heads(target: str, backend: str) -> dict:
+    """The 8B model's, its heads split."""
+    case = Case("", "attend", 32, 8, 128, LENGTH)
+    heads = P(None, None, "tensor")
+    return ahead.compile_for(
+        ahead.mesh(target, {"tensor": 8}), case.gradient(backend), *case.shapes(), specs=(heads,) * 3
+    )
+
+
+def decoding(target: str, backend: str) -> dict:
+    """The 7B model's over a prompt whose cache is split."""
+    case = Case("", "decode", 28, 4, 128, LENGTH)
+    keys, own = P(None, None, "context"), P()
+    report = ahead.compile_for(
+        ahead.mesh(target, {"context": 8}), case.function(backend), *case.shapes(), specs=(P(), keys, keys, own, own)
+    )
+    part = Case("", "decode", 28, 4, 128, LENGTH // 8)
+    return report | ({"kernels": triton_kernels(part)} if backend == "triton" else {})

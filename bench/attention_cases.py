@@ -135,7 +135,7 @@ class Case:
     def kernel(self) -> tuple:
         """What decides which kernel is compiled, and not only how long it runs."""
         bound = max(self.documents) if self.bounded else 0
-        packs = bool(self.documents), bool(self.queries), bound, self.causal, self.backward
+        packs = bool(self.documents), bool(self.queries), bound, self.causal
         return self.operation, self.heads, self.kv_heads, self.size, *packs, self.cache
 
     @property

@@ -24,7 +24,13 @@ from videoauto_jax.kernels.quantized import Quantized
 _log = logging.getLogger(__name__)
 
 MODULES = {
-    "attend": {"reference": "reference", "mosaic": "mosaic", "cudnn": "cudnn", "splash": "splash"},
+    "attend": {
+        "reference": "reference",
+        "mosaic": "mosaic",
+        "cudnn": "cudnn",
+        "splash": "splash",
+        "tokamax": "tokamax_mosaic",
+    },
     "decode": {"composed": "composed", "triton": "triton_decode"},
 }
 """Operation -> backend -> module."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from videoauto_jax.kernels import backends
+from videoauto_jax.kernels.cotangents import through_both
 from videoauto_jax.kernels.mask import Mask
 
 XLA_SPLITS = False
@@ -78,20 +79,9 @@ def _forward(q: Array, k: Array, v: Array, seen: Array, keys: Array | None, caus
 
 def _backward(causal: bool, saved: tuple, bars: tuple[Any, Any]) -> tuple:
     q, k, v, seen, keys, out, statistics = saved
-    out_bar, lse_bar = bars
     options = _options(q, keys, causal)
     run = lambda *rest: bind_backward(q, k, rest[0], *_lengths(q, keys), statistics, *rest[1:], **options)  # noqa: E731
-    grads = tuple(map(jnp.zeros_like, (q, k, v)))
-    if not isinstance(out_bar, jax.custom_derivatives.SymbolicZero):
-        grads = run(v, out, jnp.where(seen[..., None, None], out_bar, 0))
-    if not isinstance(lse_bar, jax.custom_derivatives.SymbolicZero):
-        # cuDNN takes no cotangent of the log-sum-exp. It computes p (<out_bar, v> - <out_bar, out>) for each score:
-        # with values of 1 and cotangents of lse_bar in the first place, and an output of 0, that is p lse_bar.
-        first = jnp.arange(q.shape[-1]) == 0
-        bar = (jnp.where(seen[..., None], lse_bar, 0.0)[..., None] * first).astype(q.dtype)
-        q_bar, k_bar, _ = run(jnp.broadcast_to(first, v.shape).astype(v.dtype), jnp.zeros_like(out), bar)
-        grads = grads[0] + q_bar, grads[1] + k_bar, grads[2]
-    return *grads, None, None
+    return *through_both(run, (q, k, v), seen, out, bars), None, None
 
 
 def _forward_marked(q: Any, k: Any, v: Any, seen: Any, keys: Any, causal: bool) -> tuple:

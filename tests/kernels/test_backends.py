@@ -14,8 +14,14 @@ from videoauto_jax.kernels import backends
 from videoauto_jax.kernels.attention import attend
 from videoauto_jax.kernels.mask import Mask, packed, shared
 
-BACKENDS = {"reference": "float32", "mosaic": "bfloat16", "splash": "float32", "cudnn": "bfloat16"}
-"""Backend -> dtype that it is tested in; of cuDNN what surrounds it, with a stand-in for the library."""
+BACKENDS = {
+    "reference": "float32",
+    "mosaic": "bfloat16",
+    "splash": "float32",
+    "cudnn": "bfloat16",
+    "tokamax": "bfloat16",
+}
+"""Backend -> dtype that it is tested in; of cuDNN and tokamax what surrounds them, with stand-ins for their kernels."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 """Norm of the error over norm of the result."""
 SEEDS = st.integers(0, 2**31)
@@ -93,6 +99,13 @@ def usable(monkeypatch, request):
     def make(backend):
         if backend == "cudnn":
             request.getfixturevalue("cudnn_stand_in")
+        if backend == "tokamax":
+            base = pytest.importorskip("tokamax._src.ops.attention.base")
+            from videoauto_jax.kernels import tokamax_mosaic
+
+            plain = base.DotProductAttention(vjp=base.DotProductAttentionVjp())  # the same contract, in XLA
+            monkeypatch.setattr(tokamax_mosaic, "operation", lambda: plain)
+        if backend in ("cudnn", "tokamax"):
             monkeypatch.setattr(backends, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
 
     return make
