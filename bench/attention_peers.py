@@ -1,4 +1,4 @@
-"""Other people's attention, measured beside ours if it is installed: tokamax, cuDNN over batches, torch."""
+"""Others' attention beside the backends, if it is installed: tokamax's public function, cuDNN over batches, torch."""
 
 import functools
 from collections.abc import Callable
@@ -25,9 +25,9 @@ def programs(case: Case) -> tuple[dict[str, Callable], dict[str, str]]:
     try:
         import tokamax
 
-        found["tokamax"] = functools.partial(tokamax.dot_product_attention, implementation="mosaic")
+        found["tokamax-public"] = functools.partial(tokamax.dot_product_attention, implementation="mosaic")
     except ImportError as error:
-        missing["tokamax"] = str(error)
+        missing["tokamax-public"] = str(error)
     functions = {}
     for name, attention in found.items():
         forward = functools.partial(_batched, attention, case)

@@ -5,6 +5,7 @@
 The folder is written once (a Qwen3-VL of 2B parameters, random bfloat16 weights, five files) and kept with --folder.
 Loading and reading into memory take turns, each in a process of its own; what is stated is the median of the turns.
 `peak_bytes` is the largest resident set of a process; on a CPU that holds the model too, so its bytes are taken off.
+More than 1.5 times the largest tensor and 1 GiB is an error: status 1, and no result is written.
 """
 
 import argparse
@@ -107,8 +108,13 @@ def main() -> None:
         if not (folder / "config.json").exists():
             write_folder(folder)
         result = {"date": time.strftime("%Y-%m-%d"), "command": "python bench/load.py", **measure(folder)}
-    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    beside, allowed = result["beside_the_model_bytes"], result["allowed_bytes"]
+    if beside > allowed:
+        sys.exit(
+            f"error: loading took {beside / 2**30:.2f} GiB beside the model, {allowed / 2**30:.2f} GiB are allowed"
+        )
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

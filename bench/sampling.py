@@ -6,12 +6,10 @@
 
 On this machine: tokens per second against transformers' `generate` for 16 continuations of each of 8 prompts of 512
 tokens; what `auto` saves in time against what it saves in tokens; the share of decoding steps that are useful when
-responses have all lengths; what 8 bits cost. On a GPU: a decoding step of 16 branches behind a long prompt against the
-time that reading weights and cache takes at the memory's speed, and tokens per second of 256 short prompts.
+responses have all lengths; what 8 bits cost. On a GPU: see sampling_gpu.py.
 """
 
 import argparse
-import copy
 import dataclasses
 import heapq
 import json
@@ -31,23 +29,25 @@ if "--aot" in sys.argv:
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import sampling_gpu
+import sampling_theirs
+from sampling_work import endless, prompt, timed
 
 from videoauto_jax.cli.quickstart.tiny import TinySpec, make_checkpoint
-from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor, load_processor
 from videoauto_jax.models.config import QwenVLConfig, parse_config
 from videoauto_jax.models.hf import load_model
-from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
+from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = "\\boxed{A}<think>It looks like 3 red and 4 blue dots.</think>\\boxed{B} What colour is the lamp at second 5?"
 PUBLISHED = ("qwen2.5-vl-7b-instruct", "qwen3-vl-8b-instruct")
-ROUNDS = 3
-LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 2.0, "<|im_end|>": 6.0}
-"""What is added to the logits of a random model, so that answers have a few tokens and thoughts some dozens."""
+ROUNDS = 5
+LEANING = {"\\": 4.0, "}": 4.3, "<think>": 4.0, "</think>": 1.0, "<|im_end|>": 6.0}
+"""What is added to the logits of a random model, so that answers have a few tokens and responses 150 in the mean: what
+a model that always thinks needs (149, paper)."""
 
 
 @jax.tree_util.register_dataclass
@@ -75,26 +75,6 @@ def lean(model: QwenVL, processor: Processor) -> Leaning:
     return Leaning(model, jnp.asarray(raised))
 
 
-def prompt(rng: np.random.Generator, length: int, vocabulary: int) -> Encoded:
-    """Random text of so many tokens."""
-    positions = np.stack([np.arange(length, dtype=np.int32)] * 3)
-    ids = rng.integers(32, vocabulary, length).astype(np.int32)
-    return Encoded(ids, positions, np.full(length, -1, np.int32), None, length, "")
-
-
-def endless(processor: Processor) -> Processor:
-    """The processor without stop tokens: every branch writes all it may."""
-    other = copy.copy(processor)
-    other.eos_token_ids = ()
-    return other
-
-
-def timed(act) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
-
-
 def against_transformers(folder: Path, prompts: int, branches: int, length: int, tokens: int) -> dict:
     """Both write the same number of tokens, taking turns."""
     import torch
@@ -120,15 +100,20 @@ def against_transformers(folder: Path, prompts: int, branches: int, length: int,
         assert all(len(answer.token_ids) == tokens for group in groups for answer in group)
 
     ours(), other()
-    pairs = [(timed(ours), timed(other)) for _ in range(ROUNDS)]
-    ratios = [b / a for a, b in pairs]
+    rounds = [{act: timed(act) for act in order} for order in in_turns((ours, other))]
+    ratios = [each[other] / each[ours] for each in rounds]
     return {
         "what": f"{prompts} prompts of {length} tokens x {branches} branches of {tokens} tokens, float32",
-        "seconds": statistics.median(a for a, _ in pairs),
-        "transformers_seconds": statistics.median(b for _, b in pairs),
+        "seconds": statistics.median(each[ours] for each in rounds),
+        "transformers_seconds": statistics.median(each[other] for each in rounds),
         "ratio": statistics.median(ratios),
         "ratios": sorted(ratios),
     }
+
+
+def in_turns(two: tuple) -> list[tuple]:
+    """An order for each round; every second time the other way round."""
+    return [two[:: (-1) ** n] for n in range(ROUNDS)]
 
 
 def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> dict:
@@ -153,16 +138,18 @@ def gate(folder: Path, prompts: int, slots: int, length: int, tokens: int) -> di
         written[mode] = [len(answer.token_ids) for _, (answer,) in samplers[mode].stream(batch)]
 
     run("auto")
-    pairs = [(timed(lambda: run("record")), timed(lambda: run("auto"))) for _ in range(ROUNDS)]
+    rounds = [{mode: timed(partial(run, mode)) for mode in order} for order in in_turns(("record", "auto"))]
     full, short = (sum(written[mode]) for mode in ("record", "auto"))
-    saved_time = statistics.median(1 - b / a for a, b in pairs)
+    saved_tokens, saved_times = 1 - short / full, sorted(1 - each["auto"] / each["record"] for each in rounds)
+    saved_time = statistics.median(saved_times)
     usage = {mode: sampler.usage for mode, sampler in samplers.items()}
     return {
         "what": f"{prompts} prompts of {length} tokens through {slots} slots, at most {tokens} tokens",
         "tokens": {mode: lengths(counts) for mode, counts in written.items()},
-        "saved_tokens": 1 - short / full,
+        "saved_tokens": saved_tokens,
         "saved_time": saved_time,
-        "ratio": saved_time / (1 - short / full),
+        "ratio": saved_time / saved_tokens,
+        "ratios": [each / saved_tokens for each in saved_times],
         "useful_share": {mode: each.useful / each.slots for mode, each in usage.items()},
     }
 
@@ -215,39 +202,6 @@ def difference(found: list, expected: list) -> float:
     return float(np.mean(errors))
 
 
-def on_gpu(
-    config: QwenVLConfig, folder: Path, lengths: Sequence[int], bandwidth: float, slots: int = 256, tokens: int = 256
-) -> dict:
-    """Random weights in full size: a step of 16 branches behind a long prompt, then many slots on short prompts."""
-    make = jax.jit(lambda: QwenVL(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    model, processor, rng, found = make(), endless(load_processor(folder)), np.random.default_rng(0), {}
-    plain = SamplingConfig(mode="record", temperature=1.0, prompts=1, reuse_prefixes=False)
-    for length in lengths:
-        batch, seconds = [prompt(rng, length, 256)], {}
-        for count in (16, 144):
-            sampler = Sampler(model, processor, dataclasses.replace(plain, max_new_tokens=count))
-            write = partial(sampler.generate, batch, 16)
-            write()
-            seconds[count] = min(timed(write) for _ in range(ROUNDS))
-        step, floor = (seconds[144] - seconds[16]) / 128, step_bytes(model, length, 16, 72) / bandwidth
-        found[f"16 branches behind {length}"] = {"step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "ratio": step / floor}
-    sampler = Sampler(model, processor, dataclasses.replace(plain, max_new_tokens=tokens, prompts=slots))
-    batch = [prompt(rng, 192, 256) for _ in range(slots)]
-    sampler.generate(batch, 1)
-    seconds = min(timed(partial(sampler.generate, batch, 1)) for _ in range(ROUNDS))
-    return found | {f"{slots} slots, tokens/s": slots * tokens / seconds}
-
-
-def step_bytes(model: QwenVL, length: int, branches: int, own: int) -> int:
-    """What a decoding step reads: the decoder's and the head's weights, and the cache."""
-    text = model.config.text
-    sizes = {path: array.nbytes for path, array in parameter_paths(model).items()}
-    embedding = 0 if text.tied_head else sizes["text/embed/embedding"]
-    weights = sum(size for path, size in sizes.items() if path.startswith(("text/", "head/"))) - embedding
-    of_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * 2
-    return weights + of_token * (length + branches * own)
-
-
 def compile_ahead(folder: Path, names: Sequence[str], target: str) -> dict:
     """What the sampler's programs need in full size; the automaton is that of a small tokenizer."""
     import sampling_ahead
@@ -260,7 +214,12 @@ def compile_ahead(folder: Path, names: Sequence[str], target: str) -> dict:
 
 def full_size(name: str) -> QwenVLConfig:
     """A published model's facts."""
-    return parse_config(json.loads((ROOT / "configs" / "models" / f"{name}.json").read_text()))
+    return parse_config(json.loads(model_file(name).read_text()))
+
+
+def model_file(name: str) -> Path:
+    """Where they are written down."""
+    return ROOT / "configs" / "models" / f"{name}.json"
 
 
 def on_cpu(folder: Path) -> dict:
@@ -270,10 +229,25 @@ def on_cpu(folder: Path) -> dict:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{cores} cores, {versions}",
         "eight_bits": eight_bits(folder, 8, 512, 32),
-        "gate": gate(folder, 192, 16, 128, 256),
-        "groups": groups(folder, 48, 4, 16, 128, 256),
+        "gate": gate(folder, 384, 16, 128, 512),
+        "groups": groups(folder, 48, 4, 16, 128, 512),
         "transformers": against_transformers(folder, 8, 16, 512, 32),
     }
+
+
+def summary(found: dict) -> list[str]:
+    """What `on_cpu` finds, beside what is wanted: medians of all rounds, and their least and most."""
+    theirs, gate, groups = found["transformers"], found["gate"], found["groups"]
+    spread = lambda values, form: f"{min(values):{form}} to {max(values):{form}} in {len(values)} rounds"  # noqa: E731
+    useful, bits = gate["useful_share"], found["eight_bits"]
+    return [
+        f"times as fast as transformers' generate: {theirs['ratio']:.1f} ({spread(theirs['ratios'], '.1f')}; wanted 5)",
+        f"auto saves: {gate['saved_tokens']:.0%} of the tokens, {gate['saved_time']:.0%} of the time",
+        f"time saved for tokens saved: {gate['ratio']:.2f} ({spread(gate['ratios'], '.2f')}; wanted 0.80)",
+        f"useful steps: {useful['record']:.0%} in record, {useful['auto']:.0%} in auto (wanted 85%)",
+        f"useful steps of groups: {groups['useful_share']:.0%}, one by one {groups['useful_share_one_by_one']:.0%}",
+        "mean difference of log p: " + ", ".join(f"{bits[name]:.1e} in {name}" for name in bits if name != "what"),
+    ]
 
 
 def main() -> None:
@@ -286,20 +260,30 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 65536], help="prompts of that, in tokens")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="of the GPU's memory, bytes per second")
     options = parser.parse_args()
+    lines: list[str] = []
+    options.out.mkdir(parents=True, exist_ok=True)
     place = options.out / ("sampling_aot.json" if options.aot else "sampling.json")
     result = json.loads(place.read_text()) if place.exists() else {}
+    if options.model and not options.aot:
+        # Before jax takes the GPU's memory.
+        theirs = sampling_theirs.in_a_process(model_file(options.model), min(options.lengths))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, [TEXT] * 200, 0, TinySpec())
         if options.aot:
             result |= compile_ahead(folder, [options.model] if options.model else PUBLISHED, options.target)
         elif options.model:
-            found = on_gpu(full_size(options.model), folder, options.lengths, options.bandwidth)
-            result[options.model] = {"device": jax.devices()[0].device_kind, **found}
+            result[options.model] = {"device": jax.devices()[0].device_kind, "transformers": theirs}
+            sizes = options.lengths, options.bandwidth
+            for figures in sampling_gpu.measure(full_size(options.model), folder, *sizes, theirs):
+                result[options.model] |= figures
+                print(json.dumps(figures), flush=True)
+                place.write_text(json.dumps(result, indent=1) + "\n")  # what there is, should time run out
         else:
-            result |= on_cpu(folder)
+            found = on_cpu(folder)
+            result, lines = result | found, summary(found)
     place.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1), *lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ WORKS = (
     Work("16k x 16", 16384, 1, 16, 4096, reach=1024),
     Work("64k x 16", 65536, 1, 16, 4096, reach=1024),
     Work("64k x 16, int8", 65536, 1, 16, 4096, reach=1024, cache_dtype="int8"),
+    Work("64k x 16, float8_e4m3fn", 65536, 1, 16, 4096, reach=1024, cache_dtype="float8_e4m3fn"),
     Work("256 slots", 256, 256, 1, 256, piece=256),
 )
 

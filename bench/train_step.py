@@ -7,7 +7,7 @@ update of training (loss, gradient, AdamW). `rows` is the same update on ordinar
 each; `single` too, with the attention of groups on rows of one branch. `torch` is the loss as TRL computes it
 (transformers' model, the last logits only, selective log-softmax, clipped objective with k3) and its backward pass,
 without an optimiser step. They take turns; medians are stated. Values of the losses, and norms of the gradients but
-torch's, are compared before anything is timed.
+torch's, are compared before anything is timed. Real sizes on a GPU: `train_step_gpu.py`.
 """
 
 import argparse
@@ -42,13 +42,12 @@ class Case:
     """One group of random tokens.
 
     Args:
-        folder: of the model.
+        vocabulary: of the model.
         prompt, branch, branches: tokens of the prompt and of each branch, and the number of branches.
     """
 
-    def __init__(self, folder: Path, prompt: int, branch: int, branches: int):
-        self.folder, rng = folder, np.random.default_rng(0)
-        vocabulary = load_model(folder, dtype="float32").config.text.vocab_size
+    def __init__(self, vocabulary: int, prompt: int, branch: int, branches: int):
+        rng = np.random.default_rng(0)
         self.prompt = rng.integers(0, vocabulary - 64, (1, prompt)).astype(np.int32)
         self.branches = rng.integers(0, vocabulary - 64, (branches, branch)).astype(np.int32)
         self.advantages = np.asarray(group_advantages(rng.uniform(0, 3, branches), branches), np.float32)
@@ -78,9 +77,9 @@ def ordinary(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(batch, inputs=inputs, prompt_length=None, branch_bound=None)
 
 
-def jax_update(case: Case, subgroups: int, plain: bool = False) -> Callable[[], dict[str, float]]:
+def jax_update(case: Case, folder: Path, subgroups: int, plain: bool = False) -> Callable[[], dict[str, float]]:
     """A compiled update that starts from the same weights every time."""
-    model = load_model(case.folder, dtype="float32")
+    model = load_model(folder, dtype="float32")
     config = GRPOConfig(model="", output="", dtype="float32", remat=False, optimizer=OptimizerConfig(), loss=LOSS)
     learner = Learner.create(model, config, 10)
     batch, signals = case.batch(subgroups), case.signals(subgroups)
@@ -97,13 +96,13 @@ def jax_update(case: Case, subgroups: int, plain: bool = False) -> Callable[[], 
     return update
 
 
-def torch_update(case: Case) -> Callable[[], dict[str, float]]:
+def torch_update(case: Case, folder: Path) -> Callable[[], dict[str, float]]:
     """The loss as TRL computes it, forward and backward, on transformers' model."""
     import torch
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = Qwen3VLForConditionalGeneration.from_pretrained(case.folder, dtype=torch.float32)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model.model.visual.requires_grad_(False)
     ids = np.concatenate([np.repeat(case.prompt, len(case.branches), 0), case.branches], 1).astype(np.int64)
     tokens, width = torch.tensor(ids), case.branches.shape[1]
@@ -126,12 +125,12 @@ def torch_update(case: Case) -> Callable[[], dict[str, float]]:
     return update
 
 
-def measure(case: Case, turns: int, with_torch: bool) -> dict:
+def measure(case: Case, folder: Path, turns: int, with_torch: bool) -> dict:
     count = len(case.branches)
-    updates = {"group": jax_update(case, 1), "rows": jax_update(case, count, plain=True)}
-    updates["single"] = jax_update(case, count)
+    updates = {"group": jax_update(case, folder, 1), "rows": jax_update(case, folder, count, plain=True)}
+    updates["single"] = jax_update(case, folder, count)
     if with_torch:
-        updates["torch"] = torch_update(case)
+        updates["torch"] = torch_update(case, folder)
     first = {name: update() for name, update in updates.items()}  # compiles
     for name, found in first.items():
         for key in found.keys() - {"seconds"}:
@@ -159,10 +158,13 @@ def main() -> None:
         peer = None
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(folder, ["what happens in the video", "the lamp is red"], 0, SPEC)
-        parameters = sum(array.size for array in parameter_paths(load_model(folder, dtype="float32")).values())
+        model = load_model(folder, dtype="float32")
+        parameters = sum(array.size for array in parameter_paths(model).values())
         sizes = {name: getattr(arguments, name) for name in ("prompt", "branch", "branches")}
-        result = measure(Case(Path(folder), **sizes), arguments.turns, peer is not None)
-    facts = {"date": time.strftime("%Y-%m-%d"), "command": "python bench/train_step.py", **sizes}
+        case = Case(model.config.text.vocab_size, **sizes)
+        result = measure(case, Path(folder), arguments.turns, peer is not None)
+    command = f"python bench/train_step.py --turns {arguments.turns}"
+    facts = {"date": time.strftime("%Y-%m-%d"), "command": command, **sizes}
     facts |= {"parameters": int(parameters), "device": jax.devices()[0].device_kind, "cpu": platform.processor()}
     facts |= {"cores": len(os.sched_getaffinity(0)), "jax": jax.__version__, "torch": peer}
     arguments.result.write_text(json.dumps(facts | result, indent=1) + "\n")

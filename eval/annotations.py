@@ -1,5 +1,6 @@
 """The annotations of a published data set in a local folder: parquet, JSON lists or JSON lines, as downloaded."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,24 +27,35 @@ def read_rows(benchmark: Benchmark, place: str | Path, tasks: Sequence[str]) -> 
     root = _fetch(benchmark) if str(place) == HUB else Path(place)
     if not root.exists():
         raise DataError(f"the folder of {benchmark.title} does not exist", where=root, fix=_download(benchmark, root))
-    for task in tasks:
+    for task, files in find_tables(benchmark, root, tasks).items():
         number = 0
-        for file in find_tables(benchmark, root, task):
+        for file in files:
             for row in _rows(file):
                 number += 1
                 _check_columns(benchmark, row, file)
                 yield f"{task}/{number}" if task else str(number), row | ({TASK: task} if task else {})
 
 
-def find_tables(benchmark: Benchmark, root: Path, task: str) -> list[Path]:
-    """The files of a sub-task's split: those below its folder or of its name, of these those that name the split.
+def find_tables(benchmark: Benchmark, root: Path, tasks: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of every sub-task's split: those below its folder or of its name, of these those that name the split.
 
     Raises:
         DataError: there is none; tells what was expected and what was found.
     """
     if root.is_file():
-        return [root]
-    tables = sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and _is_visible(path, root))
+        return {task: [root] for task in tasks}
+    tables = sorted(_tables(root))
+    return {task: _of_task(benchmark, root, task, tables) for task in tasks}
+
+
+def _tables(root: Path) -> Iterator[Path]:
+    """All visible tables; the folder, which holds thousands of videos too, is walked once."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(folder, name) for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
+
+
+def _of_task(benchmark: Benchmark, root: Path, task: str, tables: Sequence[Path]) -> list[Path]:
     mine = [path for path in tables if not task or _names(path, root, task)]
     split = [path for path in mine if _names(path, root, benchmark.split)]
     found = split or (mine if len({path.parent for path in mine}) == 1 and _one_table(mine) else [])
@@ -70,10 +82,6 @@ def _names(path: Path, root: Path, word: str) -> bool:
 def _one_table(paths: Sequence[Path]) -> bool:
     """One file, or the shards of one."""
     return len({re.sub(r"-\d+-of-\d+$", "", path.stem) for path in paths}) == 1
-
-
-def _is_visible(path: Path, root: Path) -> bool:
-    return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _rows(file: Path) -> Iterator[dict]:

@@ -1,6 +1,7 @@
 """A browser of answered samples with filters, without a script: hidden radio buttons and `:has()`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 
 from videoauto_jax.eval.records import Record
@@ -21,7 +22,8 @@ def browser(records: Sequence[Record], threshold: float) -> str:
         buttons = (_button(group, number, name) for number, name in enumerate(names))
         rows.append(f'<div class="filters">{"".join(buttons)}</div>')
         rules += [_rule(group, number) for number in range(1, len(names))]
-    shown = "".join(card(record, threshold, _marks(record, filters)) for record in records)
+    with ThreadPoolExecutor() as threads:  # frames of some hundred videos
+        shown = "".join(threads.map(lambda record: card(record, threshold, _marks(record, filters)), records))
     style = f"<style>{''.join(rules)}</style>"
     return f'{style}<div class="browser">{"".join(rows)}<div class="samples">{shown}</div></div>'
 

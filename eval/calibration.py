@@ -14,6 +14,8 @@ from videoauto_jax.eval.tables import Sheet
 from videoauto_jax.protocol.grammar import Profile
 
 Point = dict[str, float | None]
+MOST = 500
+"""Thresholds that are tried: more confidences than that are represented by as many of their quantiles."""
 
 
 def calibrate(
@@ -29,7 +31,7 @@ def calibrate(
     """A threshold per benchmark, picked on one part of its videos and reported on the others.
 
     Args:
-        records: of a pass in mode `record`, or `second`.
+        records: of a pass that determines first and second answers (`Results.require`).
         profile: how they are judged.
         timings: lines of timings.jsonl, for seconds.
         share: part of the videos to pick on.
@@ -44,11 +46,8 @@ def calibrate(
         `{"threshold", "score", "tokens", "think_ratio", "seconds", "n"}`.
 
     Raises:
-        DataError: the records do not hold both answers, or a part is empty.
+        DataError: a part is empty.
     """
-    if any(record["finish_reason"] == "exit" for record in records):
-        fix = "Evaluate with sampling.mode=record: what the gate cut short has no second answer"
-        raise DataError("these answers do not tell of other thresholds", fix=fix)
     cost = fit_cost(timings)
     prompts = {line["id"]: line["prompt_tokens"] for line in timings}
     found = {}
@@ -134,9 +133,15 @@ class _Curve:
         return {"score": 100 * scores["accuracy"], "tokens": scores["tokens"]}
 
 
+def _candidates(records: Sequence[Record]) -> list[float]:
+    """The confidences that divide the records, in order; at most `MOST`, evenly many records apart."""
+    found = np.unique(np.array([one["confidence"] for one in records if one["confidence"] >= 0], np.float32))
+    places = np.unique(np.linspace(0, len(found) - 1, min(len(found), MOST)).round().astype(int))
+    return [float(confidence) for confidence in found[places]]
+
+
 def _one(ours: _Curve, rest: _Curve, tolerance: float, budget: float | None) -> dict:
-    confidences = {float(np.float32(record["confidence"])) for record in ours.records if record["confidence"] >= 0}
-    points = ours.points([0.0, *sorted(confidences), ALWAYS_THINK])
+    points = ours.points([0.0, *_candidates(ours.records), ALWAYS_THINK])
     picked = pick(points, tolerance=tolerance, budget=budget)
     reported, second = rest.points([picked["threshold"], ALWAYS_THINK])
     return {

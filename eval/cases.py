@@ -14,7 +14,7 @@ from videoauto_jax.eval.annotations import read_rows
 from videoauto_jax.eval.benchmarks.base import TASK, Benchmark, benchmark
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
 from videoauto_jax.protocol.prompts import system_prompt
-from videoauto_jax.rewards import find_grader
+from videoauto_jax.rewards import require_graders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +39,18 @@ def load_cases(config: EvalConfig) -> list[Case]:
         ConfigError: nothing is named; an unknown benchmark or sub-task.
         DataError: annotations that cannot be used, or nothing in them.
     """
-    names = config.only or tuple(config.benchmarks)
-    chosen = [_chosen(config, name) for name in names]
+    chosen = [_chosen(config, name) for name in config.asked]
     found: list[Case] = []
     if config.data.names or not chosen:
         samples = config.data.samples(config.prompt_variant, keep_missing=True)
         found += [Case(sample) for sample in choose(samples, config.limit, config.seed)]
-        for kind in {case.sample.problem_type for case in found}:
-            find_grader(kind)
+        require_graders((case.sample.problem_type, case.sample.id) for case in found)
     for one in chosen:
         found += choose(_read(config, one), config.limit, config.seed, _unit)
     if not found:
-        raise DataError("there is not one sample", fix="Check the annotations, and the filters tasks, only and limit")
+        where = ", ".join((*config.data.names, *config.asked))
+        fix = "Check the annotations, and the filters tasks, only and limit"
+        raise DataError("there is not one sample", where=where, fix=fix)
     return found
 
 

@@ -74,7 +74,7 @@ def _scored(side: Side, profile: Profile) -> tuple[_Headline, list[Score], float
     if records[0]["benchmark"] is not None:
         sheet = Sheet(records, profile)
         thinking = sheet.thinking(mode, threshold)
-        return sheet.benchmark.headline_of, sheet.scores(thinking), float(np.mean(sheet.tokens(thinking)))
+        return sheet.benchmark.headline_of, sheet.scores(thinking), float(sheet.tokens(thinking).mean())
     thinking = [thinks(record, threshold, mode) for record in records]
     scores = [Score(is_right(record, ("first", "second")[which])) for record, which in zip(records, thinking)]
     tokens = [record[("first_tokens", "tokens")[which]] for record, which in zip(records, thinking)]

@@ -90,6 +90,11 @@ class EvalConfig:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit={self.limit}", where="limit", fix="Give at least 1, or null for all samples")
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The benchmarks that this runs."""
+        return self.only or tuple(self.benchmarks)
+
     def sampling_of(self, name: str) -> SamplingConfig:
         """How answers to a benchmark are written; to a data set, where it is none."""
         if name not in self.benchmarks and name not in self.only:

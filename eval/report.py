@@ -82,11 +82,11 @@ def quickstart_report(data: QuickstartReport) -> str:
     return page("VideoAuto-R1 quick start", lead, sections)
 
 
-def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: int = 60) -> str:
+def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: int = 24) -> str:
     """The page of one evaluation as HTML, from what `evaluate` returns and its records.
 
     Args:
-        samples: most answers that the browser holds; each has frames of its video in it.
+        samples: most answers of each benchmark or data set that the browser holds; each has frames of its video in it.
     """
     threshold, modes = summary["threshold"], summary["eval"]
     gated = {"second", "auto"} <= set(modes)
@@ -100,7 +100,7 @@ def evaluation_report(summary: Mapping, records: Sequence[Record], *, samples: i
         *benchmark_sections(summary),
         section("All samples", _SCORES, scores_table({"": modes}), _mode_figure({"": modes} if gated else {})),
         gate_section(records, threshold) if gated else "",
-        section("Answers", _BROWSER, browser(pick_samples(records, threshold, samples), threshold)),
+        section("Answers", _BROWSER, browser(_picked(records, threshold, samples), threshold)),
         section("Skipped", "Samples without a prompt; they count in no score.", skipped),
     ]
     return page("Evaluation", lead, sections)
@@ -187,8 +187,15 @@ _SCORES = (
     "first answers at once, second always thinks, auto thinks where the gate says so; all from one pass. An interval "
     "is right from IoU 0.5 on, a grounded answer if its letter is; grounding counts as perception too."
 )
-_BROWSER = "Picked to show every combination of verdicts. The buttons filter them."
+_BROWSER = "Of each benchmark or data set some, picked to show every combination of verdicts. The buttons filter them."
 _CURVES = "Faint lines are single rounds, strong ones their running mean."
+
+
+def _picked(records: Sequence[Record], threshold: float, count: int) -> list[Record]:
+    """So many records of every source, source after source."""
+    sources = dict.fromkeys(record["source"] for record in records)
+    parts = [[record for record in records if record["source"] == source] for source in sources]
+    return [record for part in parts for record in pick_samples(part, threshold, count)]
 
 
 def _mode_figure(stages: Mapping[str, Mapping]) -> str:

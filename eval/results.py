@@ -34,6 +34,17 @@ class Results:
             fix = "Finish it with the command it began with"
             raise UsageError("this evaluation has no answers yet", where=self.folder, fix=fix)
 
+    def require(self, *modes: str) -> None:
+        """Raises UsageError if the answers do not tell what one of the modes would score.
+
+        What the gate cut short has no second answer, so at no other threshold is known what counts.
+        """
+        known = self.config.scored_modes
+        unknown = [mode for mode in modes if mode not in known]
+        if unknown:
+            fix = f"It determines {' and '.join(known)}; evaluate with sampling.mode=record for all"
+            raise UsageError(f"this evaluation tells nothing of mode {unknown[0]}", where=self.folder, fix=fix)
+
     @functools.cached_property
     def timings(self) -> list[dict]:
         """Lines of timings.jsonl."""

@@ -1,6 +1,6 @@
 """Evaluation: questions through the sampler, every answer written as it finishes, then the scores.
 
-config.yaml     the recipe, written first; the same recipe continues, another one is refused
+config.yaml     the recipe, written first; one whose answers are the same continues (`eval.continuing`)
 base.txt        the fingerprint of the model that answers
 samples.jsonl   one record per answered sample (`eval.records`); in the order of the data once all are there
 timings.jsonl   one line per answered sample: what it took
@@ -10,7 +10,6 @@ summary.json    the scores (`eval.summary`)
 Each part of an evaluation that several processes share writes the first three under names of its own.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +17,17 @@ from contextlib import closing
 from pathlib import Path
 
 from videoauto_jax.base import keep_base
-from videoauto_jax.config import dump_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import DataError, UsageError
 from videoauto_jax.eval.answering import ModelAnswerer, check_model
 from videoauto_jax.eval.cases import Case, beside_each_other, load_cases, missing_media, part_of
 from videoauto_jax.eval.config import EvalConfig
+from videoauto_jax.eval.continuing import claim
 from videoauto_jax.eval.prompts import Prompts
 from videoauto_jax.eval.records import make_records, question
 from videoauto_jax.eval.running import Running
 from videoauto_jax.eval.summary import summarize
-from videoauto_jax.files import append_jsonl, claim_folder, read_jsonl, write_atomic, write_json
+from videoauto_jax.files import append_jsonl, read_jsonl, write_atomic, write_json
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.answer import Answer
 from videoauto_jax.sampling.sampler import SamplingConfig
@@ -210,13 +209,10 @@ def _missing_media(cases: Sequence[Case], missing: set[str]) -> DataError:
 
 
 def _claim(config: EvalConfig, force: bool) -> Path:
-    holds = "an evaluation with other settings"
-    # Neither decides what an answer is.
-    fix, recipe = _OTHERS, dump_config(dataclasses.replace(config, part=None, strict_media=False))
     try:
-        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
+        return claim(config, force=force, fix=_OTHERS)
     except UsageError:
         if config.part is None:
             raise
         time.sleep(1.0)  # another part may be just about to claim it
-        return claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
+        return claim(config, force=force, fix=_OTHERS)

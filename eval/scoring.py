@@ -42,16 +42,16 @@ def score_modes(
         records: of a pass in mode `record` or `second`; of another mode those `modes` that the pass determines.
         threshold: of `auto`; a branch that the gate ended counts as first whatever its value.
     """
-    table = _columns(records)
+    table, gate = _columns(records), Gate(records)
     members = {name: _members(records, tags) for name, tags in slices.items()}
-    scored = {mode: _choose(table, _thinks(table, mode, threshold)) for mode in modes}
+    scored = {mode: _choose(table, gate.thinking(mode, threshold)) for mode in modes}
     return {mode: {name: _means(chosen, rows) for name, rows in members.items()} for mode, chosen in scored.items()}
 
 
 def threshold_curve(records: Sequence[Record], thresholds: Sequence[float]) -> list[dict[str, float | None]]:
     """`{"threshold", "accuracy", "miou", "tokens", "think_ratio", "n"}` of mode `auto` at every threshold."""
-    table, everything = _columns(records), np.ones(len(records), bool)
-    at = lambda threshold: _means(_choose(table, _thinks(table, "auto", threshold)), everything)  # noqa: E731
+    table, gate, everything = _columns(records), Gate(records), np.ones(len(records), bool)
+    at = lambda threshold: _means(_choose(table, gate.thinking("auto", threshold)), everything)  # noqa: E731
     return [{"threshold": float(threshold), **at(threshold)} for threshold in thresholds]
 
 
@@ -59,9 +59,9 @@ def reliability(records: Sequence[Record], bins: int = 10) -> list[dict[str, flo
     """How often first answers of a confidence are right: equal bins over 0..1, each `{"low", "high", "n", "right",
     "confidence", "accuracy"}` (the last two are means, null in an empty bin). Records without confidence are left out.
     """
-    table = _columns(records)
-    has = table["confidence"] >= 0
-    confidence, right = table["confidence"][has], table["right"][has, 0]
+    confidence = Gate(records).confidence
+    has = confidence >= 0
+    confidence, right = confidence[has], _columns(records)["right"][has, 0]
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     return [_bin(confidence[place == b], right[place == b], b / bins, (b + 1) / bins) for b in range(bins)]
 
@@ -78,9 +78,25 @@ def is_right(record: Record, which: str) -> float:
 
 def thinks(record: Record, threshold: float, mode: str = "auto") -> bool:
     """Whether the second answer of a record counts in a mode."""
-    if mode != "auto":
-        return mode == "second"
-    return record["finish_reason"] != "exit" and bool(np.float32(record["confidence"]) < np.float32(threshold))
+    return bool(Gate([record]).thinking(mode, threshold)[0])
+
+
+class Gate:
+    """Which of some records think, for many thresholds.
+
+    Attributes:
+        confidence: of the first answers, in float32, as the compiled gate compares; -1 where there is none.
+    """
+
+    def __init__(self, records: Sequence[Record]):
+        self.confidence = np.array([record["confidence"] for record in records], np.float32)
+        self._exited = np.array([record["finish_reason"] == "exit" for record in records], bool)
+
+    def thinking(self, mode: str, threshold: float) -> np.ndarray:
+        """Whose second answer counts in a mode: booleans, one per record."""
+        if mode == "auto":
+            return ~self._exited & (self.confidence < np.float32(threshold))
+        return np.full(len(self.confidence), mode == "second")
 
 
 def _columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
@@ -91,17 +107,8 @@ def _columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
         "right": np.array(right, np.float64).reshape(-1, 2),
         "iou": pairs("iou_first", "iou_second"),  # null becomes NaN
         "tokens": pairs("first_tokens", "tokens"),
-        # In float32, as the compiled gate compares.
-        "confidence": np.array([record["confidence"] for record in records], np.float32),
-        "exited": np.array([record["finish_reason"] == "exit" for record in records], bool),
         "grounded": np.array([record["problem_type"] in GROUNDED for record in records], bool),
     }
-
-
-def _thinks(table: Mapping[str, np.ndarray], mode: str, threshold: float) -> np.ndarray:
-    if mode == "auto":
-        return ~table["exited"] & (table["confidence"] < np.float32(threshold))
-    return np.full(len(table["confidence"]), mode == "second")
 
 
 def _choose(table: Mapping[str, np.ndarray], thinks: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from videoauto_jax.eval.benchmarks.base import Benchmark, Score, benchmark
 from videoauto_jax.eval.records import OTHERS, Record, by_benchmark, judge
-from videoauto_jax.eval.scoring import thinks
+from videoauto_jax.eval.scoring import Gate
 from videoauto_jax.protocol.grammar import Profile
 
 
@@ -28,19 +28,21 @@ class Sheet:
         self._scores: dict[str, list[Score]] = {
             which: [judge(record, which, profile)[1] for record in records] for which in ("first", "second")
         }
+        self._gate = Gate(records)
+        self._tokens = np.array([(record["first_tokens"], record["tokens"]) for record in records])
 
-    def thinking(self, mode: str, threshold: float) -> list[bool]:
-        """Which records' second answer counts."""
-        return [thinks(record, threshold, mode) for record in self.records]
+    def thinking(self, mode: str, threshold: float) -> np.ndarray:
+        """Which records' second answer counts: booleans."""
+        return self._gate.thinking(mode, threshold)
 
-    def scores(self, thinking: Sequence[bool]) -> list[Score]:
+    def scores(self, thinking: np.ndarray) -> list[Score]:
         """The score of every record's answer that counts."""
-        pairs = zip(self._scores["first"], self._scores["second"])
-        return [pair[thought] for pair, thought in zip(pairs, thinking)]
+        pairs = zip(self._scores["first"], self._scores["second"], thinking.tolist())
+        return [second if thought else first for first, second, thought in pairs]
 
-    def tokens(self, thinking: Sequence[bool]) -> list[int]:
+    def tokens(self, thinking: np.ndarray) -> np.ndarray:
         """The tokens of every record's answer that counts."""
-        return [record["tokens" if thought else "first_tokens"] for record, thought in zip(self.records, thinking)]
+        return self._tokens[np.arange(len(thinking)), thinking.astype(int)]
 
     def result(self, mode: str, threshold: float) -> dict:
         """`{"metrics", "score", "tokens": {"mean", "p50", "p95"}, "think_ratio", "breakdown"}` of a mode.
@@ -53,7 +55,7 @@ class Sheet:
             "score": self.benchmark.headline_of(scores),
             "metrics": self.benchmark.aggregate(scores),
             "tokens": _quantiles(tokens),
-            "think_ratio": sum(thinking) / len(thinking),
+            "think_ratio": float(thinking.mean()),
             "breakdown": self.benchmark.breakdown(scores),
         }
 
@@ -61,14 +63,15 @@ class Sheet:
         """`{"threshold", "score", "tokens", "think_ratio"}` of mode `auto` at every threshold."""
         points, known = [], {}
         for threshold in thresholds:
-            thinking = tuple(self.thinking("auto", threshold))
-            if thinking not in known:
-                known[thinking] = {
+            thinking = self.thinking("auto", threshold)
+            count = int(thinking.sum())  # a higher threshold only adds to those that think
+            if count not in known:
+                known[count] = {
                     "score": self.benchmark.headline_of(self.scores(thinking)),
-                    "tokens": float(np.mean(self.tokens(thinking))),
-                    "think_ratio": sum(thinking) / len(thinking),
+                    "tokens": float(self.tokens(thinking).mean()),
+                    "think_ratio": count / len(thinking),
                 }
-            points.append({"threshold": float(threshold), **known[thinking]})
+            points.append({"threshold": float(threshold), **known[count]})
         return points
 
 
@@ -77,6 +80,6 @@ def sheets(records: Sequence[Record], profile: Profile) -> dict[str, Sheet]:
     return {name: Sheet(part, profile) for name, part in by_benchmark(records).items() if name != OTHERS}
 
 
-def _quantiles(values: Sequence[int]) -> Mapping[str, float]:
+def _quantiles(values: np.ndarray) -> Mapping[str, float]:
     middle, most = np.percentile(values, (50, 95))
     return {"mean": float(np.mean(values)), "p50": float(middle), "p95": float(most)}

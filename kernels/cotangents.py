@@ -19,9 +19,9 @@ def through_both(
 ) -> Gradients:
     """Gradients of q, k and v.
 
-    A library computes `p (<out_bar, v> - <out_bar, out>)` for each score. Called with values of 1 and cotangents of the
-    log-sum-exp in the first place, and an output of 0, that is what the log-sum-exp adds: a second call, made only where
-    something uses it.
+    A library computes `p (<out_bar, v> - <out_bar, out>)` for each score. Called with values of 1, cotangents of the
+    log-sum-exp in the first place and an output of 0, it computes what the log-sum-exp adds: a second call, made only
+    where something uses it.
 
     Args:
         backward: `backward(v, out, out_bar)`, for the same q and k.

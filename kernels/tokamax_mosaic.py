@@ -63,7 +63,7 @@ def _forward(q: Array, k: Array, v: Array, seen: Array, mask: base.Mask) -> tupl
 
 def _backward(saved: tuple, bars: tuple[Any, Any]) -> tuple:
     q, k, v, seen, mask, out, statistics = saved
-    named = {name: value for name, value in operation().bind(q, k, v, mask=mask).kwargs.items()}
+    named = dict(operation().bind(q, k, v, mask=mask).kwargs)
     del named["return_residuals"]
 
     def one(v: Array, out: Array, out_bar: Array) -> tuple[Array, Array, Array]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from videoauto_jax.errors import ModelError
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+_OWN = "Use the checkpoint's own file"
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -196,14 +198,34 @@ def parse_config(facts: dict, images: dict | None = None, *, where: object = Non
         vision = _vision(facts.get("vision_config"), images or {}, family)
     except KeyError as error:
         what = f"config.json lacks {error.args[0]!r}"
-        raise ModelError(what, where=where, fix="Use the checkpoint's own file") from None
+        raise ModelError(what, where=where, fix=_OWN) from None
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise ModelError(f"config.json holds a fact of a wrong kind: {error}", where=where, fix=_OWN) from None
     except ModelError as error:
         raise ModelError(error.what, where=where, fix=error.fix) from None
-    if sum(text.mrope_section) * 2 != text.head_dim:
-        raise ModelError(
-            f"mrope_section {list(text.mrope_section)} does not sum to head_dim / 2 = {text.head_dim // 2}", where=where
-        )
+    for wrong in _contradictions(text, vision):
+        raise ModelError(wrong, where=where, fix=_OWN)
     return QwenVLConfig(family, text, vision)
+
+
+def _contradictions(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
+    """What keeps facts from making a model, the plainest first."""
+    for part in (text, vision, *([text.experts] if text.experts else [])):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                yield f"{field.name} of {type(part).__name__} is {value!r}, not a whole number above 0"
+    if sum(text.mrope_section) * 2 != text.head_dim:
+        yield f"mrope_section {list(text.mrope_section)} does not sum to head_dim / 2 = {text.head_dim // 2}"
+    if text.num_heads % text.num_kv_heads or vision.hidden_size % vision.num_heads:
+        groups = f"{text.num_heads} by {text.num_kv_heads} key/value heads, {vision.hidden_size} by {vision.num_heads}"
+        yield f"heads do not divide: {groups} in the vision tower"
+    if text.experts and text.experts.chosen > text.experts.count:
+        yield f"{text.experts.chosen} of {text.experts.count} experts cannot be chosen"
+    if any(tap not in range(vision.depth) for tap in vision.deepstack_layers):
+        yield f"deepstack_visual_indexes {list(vision.deepstack_layers)} are not all of the {vision.depth} blocks"
+    if isinstance(vision, Qwen2_5VisionConfig) and not vision.window_patches:
+        yield f"window_size {vision.window_size} holds not one token of {vision.merge_size * vision.patch_size} pixels"
 
 
 def _text(facts: dict, outer: dict, family: str) -> TextConfig:

@@ -1,9 +1,10 @@
 """HF folders in and out."""
 
+import functools
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import QwenVLConfig, read_config, read_json, resolve_folder
+from videoauto_jax.models.lazy import LazyParameter
 from videoauto_jax.models.placing import gather, place
 from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 from videoauto_jax.models.tensor_files import INDEX, StoredTensor, Written, stored_tensors, write_file
@@ -23,6 +25,7 @@ SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json
               "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
               "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # fmt: skip
 
+HEAD, EMBEDDING = "lm_head.weight", "text/embed/embedding"
 _MIXED = "Use the config.json and all weights of one checkpoint"
 
 
@@ -43,13 +46,26 @@ def load_model(
     folder = resolve_folder(folder, weights=True)
     config = read_config(folder)
     graph, state = nnx.split(abstract_model(config, dtype, jnp.dtype(param_dtype or dtype)))
-    wanted, stored = parameter_paths(state), _stored(folder, config)
-    table = rows(config, transposed_experts=_transposed_experts(config, stored, folder))
-    _check(table, wanted, stored, folder, tied=config.text.tied_head)
+    wanted = parameter_paths(state)
+    sources = _sources(folder, config, wanted)
     for path, leaf in nnx.to_flat_state(state):
-        row = next(row for row in table if row.path == "/".join(map(str, path)))
-        leaf.set_value(place(row, [stored[key] for key in row.keys], wanted[row.path], mesh))
+        row, tensors = sources["/".join(map(str, path))]
+        leaf.set_value(place(row, tensors, wanted[row.path], mesh))
     return nnx.merge(graph, state)
+
+
+def lazy_parameters(folder: str | Path) -> dict[str, LazyParameter]:
+    """The parameters of an HF folder under their paths, as float32, none of them read yet; raises as `load_model`."""
+    folder = resolve_folder(folder, weights=True)
+    config = read_config(folder)
+    wanted = parameter_paths(abstract_model(config, "float32", "float32"))
+    sources = _sources(folder, config, wanted)
+    lazy = lambda path: LazyParameter(wanted[path].shape, wanted[path].dtype, functools.partial(_read, *sources[path]))  # noqa: E731
+    return {path: lazy(path) for path in wanted}
+
+
+def _read(row: Row, tensors: list[StoredTensor], layer: int | None) -> np.ndarray:
+    return row.turned(tensors[layer or 0].read())
 
 
 def abstract_model(config: QwenVLConfig, dtype: str, param_dtype: str) -> QwenVL:
@@ -63,10 +79,18 @@ def _stored(folder: Path, config: QwenVLConfig) -> dict[str, StoredTensor]:
     return {released_key(key, config.family): tensor for key, tensor in stored_tensors(folder).items()}
 
 
+def _sources(folder: Path, config: QwenVLConfig, wanted: dict) -> dict[str, tuple[Row, list[StoredTensor]]]:
+    """Path of each wanted parameter -> its row and the tensors that make it, all of which fit."""
+    stored = _stored(folder, config)
+    table = rows(config, transposed_experts=_transposed_experts(config, stored, folder))
+    _check(table, wanted, stored, folder, tied=config.text.tied_head)
+    return {row.path: (row, [stored[key] for key in row.keys]) for row in table}
+
+
 def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], folder: Path, tied: bool) -> None:
     """Every tensor is there, none is left, all have the shapes that the config asks for."""
     keys = {key for row in table for key in row.keys}
-    found = set(stored) - ({"lm_head.weight"} if tied else set())
+    found = set(stored) - ({HEAD} if tied else set())
     for what, wrong in (("missing", keys - found), ("unexpected", found - keys)):
         if wrong:
             shown = ", ".join(sorted(wrong)[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
@@ -77,6 +101,18 @@ def _check(table: list[Row], wanted: dict, stored: dict[str, StoredTensor], fold
             if stored[key].shape != shape:
                 what = f"{key} is {stored[key].shape}, config.json asks for {shape}"
                 raise ModelError(what, where=stored[key].file, fix=_MIXED)
+    if tied and HEAD in stored:
+        _check_tied(stored, next(row.keys[0] for row in table if row.path == EMBEDDING))
+
+
+def _check_tied(stored: dict[str, StoredTensor], embedding: str) -> None:
+    """A head that is stored though it is the embedding has to be the embedding."""
+    head, embed = stored[HEAD], stored[embedding]
+    starts = range(0, embed.shape[0], 4096)
+    rows = lambda tensor, start: tensor.read(start, min(start + 4096, embed.shape[0])).astype(np.float32)  # noqa: E731
+    if head.shape != embed.shape or any((rows(head, start) != rows(embed, start)).any() for start in starts):
+        what = f"config.json ties {HEAD} to {embedding}, but the two differ"
+        raise ModelError(what, where=head.file, fix="Set tie_word_embeddings to false in config.json")
 
 
 def _transposed_experts(config: QwenVLConfig, stored: dict[str, StoredTensor], where: object) -> bool:
@@ -112,9 +148,23 @@ def save_model(
         dtype: dtype of the written tensors, by default the parameters' own; `like`: each as in that folder.
         max_shard_size: size at which a safetensors file is full, by default as in `like`, or 5GB.
     """
+    save_parameters(parameter_paths(model), model.config, folder, like, dtype=dtype, max_shard_size=max_shard_size)
+
+
+def save_parameters(
+    parameters: Mapping[str, jax.Array | LazyParameter],
+    config: QwenVLConfig,
+    folder: str | Path,
+    like: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+) -> None:
+    """`save_model` for a model given by the parameters under their paths, which may be lazy: one layer of one of them
+    is in memory at a time."""
     folder, like = Path(folder), resolve_folder(like, weights=True)
-    stored = _stored(like, model.config) if any(like.glob("*.safetensors")) else {}
-    written = list(_written(model, stored, dtype, like))
+    stored = _stored(like, config) if any(like.glob("*.safetensors")) else {}
+    written = list(_written(parameters, config, stored, dtype, like))
     if jax.process_index() == 0:
         _copy_side_files(like, folder)
     write_files(written, folder, plan_files(written, stored, max_shard_size))
@@ -135,13 +185,20 @@ def _copy_side_files(like: Path, folder: Path) -> None:
             shutil.copy(like / name, folder / name)
 
 
-def _written(model: QwenVL, stored: dict[str, StoredTensor], dtype: str | None, like: Path) -> Iterable[Written]:
+def _written(
+    parameters: Mapping[str, jax.Array | LazyParameter],
+    config: QwenVLConfig,
+    stored: dict[str, StoredTensor],
+    dtype: str | None,
+    like: Path,
+) -> Iterable[Written]:
     """Every HF tensor of the model, to be made when its turn comes."""
-    arrays = parameter_paths(model)
-    for row in rows(model.config, transposed_experts=_transposed_experts(model.config, stored, like)):
-        array = arrays[row.path]
+    for row in rows(config, transposed_experts=_transposed_experts(config, stored, like)):
+        array = parameters[row.path]
         shape = row.hf_shape(array.shape)
-        for layer, key in enumerate(row.keys):
+        # A tied head that `like` has stored is the embedding once more.
+        again = (HEAD,) if row.path == EMBEDDING and config.text.tied_head and HEAD in stored else ()
+        for layer, key in enumerate((*row.keys, *again)):
             own = stored[key].dtype if dtype == "like" else jnp.dtype(dtype or array.dtype)
             make = lambda row=row, array=array, layer=layer: row.reversed(gather(array, layer if row.stacked else None))  # noqa: E731
             yield key, shape, np.dtype(own), make

@@ -82,9 +82,12 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-    """Keeps an activation's first axis on the batch axes of the mesh in use; does nothing without one."""
-    axes = batch_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+    """Keeps an activation's first axis on the batch axes of the mesh in use, or the whole on every device where they do
+    not divide it: left to choose, XLA's partitioner has computed other numbers. Does nothing without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(mesh, x.shape[0]) or None))
 
 
 def batch_axes(mesh: jax.sharding.AbstractMesh, rows: int) -> tuple[str, ...]:

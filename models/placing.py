@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from numpy import ndarray
 
+from videoauto_jax.models.lazy import LazyParameter
 from videoauto_jax.models.partition import parameter_spec
 from videoauto_jax.models.tensor_files import StoredTensor
 from videoauto_jax.models.weights import Row
@@ -54,7 +55,7 @@ def place(row: Row, tensors: list[StoredTensor], wanted: jax.ShapeDtypeStruct, m
 
 def _place_small(row: Row, tensors: list[StoredTensor], wanted: jax.ShapeDtypeStruct, mesh: Mesh | None) -> jax.Array:
     """A parameter no larger than a piece, put together on the host: a program for it would take longer to compile."""
-    layers = [rearrange(tensor.read(), row.pattern, **row.sizes) for tensor in tensors]
+    layers = [row.turned(tensor.read()) for tensor in tensors]
     array = (np.stack(layers) if row.stacked else layers[0]).astype(wanted.dtype)
     if mesh is None:
         return jnp.asarray(array)
@@ -183,8 +184,10 @@ def _axes(side: str, joined: bool = False) -> list[str]:
     return names
 
 
-def gather(array: jax.Array, layer: int | None) -> np.ndarray:
+def gather(array: jax.Array | LazyParameter, layer: int | None) -> np.ndarray:
     """A parameter, or one layer of it, on the host; see `fetch`."""
+    if isinstance(array, LazyParameter):
+        return array.read(layer)
     return np.asarray(fetch(array if layer is None else array[layer]))
 
 

@@ -74,9 +74,13 @@ def mrope_positions(
     return out
 
 
-def next_position(positions: Int[ndarray, "3 T"]) -> int:
-    """The position, equal on all axes, of the token that follows: one beyond the largest in use."""
-    return int(positions.max()) + 1 if positions.shape[1] else 0
+def next_position(positions: Int[ndarray, "3 T"], convention: Convention = "upstream") -> int:
+    """The position, equal on all axes, of the token that follows: as `mrope_positions` would go on.
+
+    Behind text it is one beyond the last position, which in ``hf`` may be less than a video before that text reached.
+    """
+    last = positions[1 if convention == "hf" else 0 :, -1:]
+    return int(last.max()) + 1 if last.size else 0
 
 
 def mrope_batch(
@@ -101,8 +105,8 @@ def mrope_batch(
         options: as `mrope_positions`.
 
     Returns:
-        Positions (padding holds 1 in the ``upstream`` convention, 0 in ``hf``), and for each row the number to add to a
-        token's index to get its position: counted from the padded length (``upstream``) or the row's own (``hf``).
+        Positions (padding holds 1 in the ``upstream`` convention, 0 in ``hf``), and for each row one beyond the largest
+        position, less the padded length (``upstream``) or the row's own (``hf``).
     """
     positions = np.full((3, *token_ids.shape), 1 if convention == "upstream" else 0, np.int32)
     deltas = np.empty(len(token_ids), np.int32)
@@ -114,7 +118,7 @@ def mrope_batch(
             tokens[keep], grids, convention=convention, second_per_grid=seconds, merge_size=merge_size, **ids, **options
         )
         positions[:, row, keep] = found
-        deltas[row] = next_position(found) - (len(tokens) if convention == "upstream" else keep.sum())
+        deltas[row] = found.max(initial=-1) + 1 - (len(tokens) if convention == "upstream" else keep.sum())
     return positions, deltas
 
 

@@ -20,7 +20,7 @@ from numpy import ndarray
 from videoauto_jax.errors import ModelError
 from videoauto_jax.models.config import read_json
 
-INDEX = "model.safetensors.index.json"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _AGAIN = "Download this file again"
@@ -54,29 +54,39 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor in the files that the folder's index names, or else in all its safetensors files.
+    """Every tensor in the files that the folder's index names, or else in `model.safetensors`, or else in all its
+    safetensors files. Of a tensor that is in several files the index says which one counts.
 
     Raises:
-        ModelError: there are no such files, or one is missing, broken, truncated or of an unsupported dtype.
+        ModelError: there are no such files, or one is missing, broken, truncated or of an unsupported dtype; or two of
+            them hold the same tensor and no index tells which one counts.
     """
     index = read_json(folder / INDEX)
-    names = [file.name for file in folder.glob("*.safetensors")] if index is None else _named(index, folder / INDEX)
+    places = {} if index is None else _places(index, folder / INDEX)
+    names = set(places.values()) or {file.name for file in folder.glob("*.safetensors")}
+    names = {SINGLE} if index is None and SINGLE in names else names
     if not names:
         raise ModelError("no safetensors files", where=folder, fix="Download the model's weights into this folder")
     found: dict[str, StoredTensor] = {}
     for name in sorted(names):
         if not (folder / name).is_file():
             raise ModelError(f"{INDEX} names a file that is missing", where=folder / name, fix="Download it")
-        found.update(_read_header(folder / name))
+        for key, tensor in _read_header(folder / name).items():
+            before = found.get(key, tensor).file.name
+            if before != name and places.get(key) not in (before, name):
+                fix = f"Remove the file that is not of this model, or download {INDEX}"
+                raise ModelError(f"{key} is in {before} and in {name}", where=folder, fix=fix)
+            if before == name or places[key] == name:
+                found[key] = tensor
     return found
 
 
-def _named(index: dict, where: Path) -> set[str]:
-    """The files that an index names."""
+def _places(index: dict, where: Path) -> dict[str, str]:
+    """The file of each tensor as an index has it."""
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ModelError("no weight_map of tensors to files", where=where, fix=_AGAIN)
-    return set(names.values())
+    return names
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -125,6 +125,10 @@ class Row:
         """The shape that each HF tensor has if our array has `shape`."""
         return self.reversed(np.broadcast_to(np.False_, shape[1:] if self.stacked else shape)).shape
 
+    def turned(self, tensor: np.ndarray) -> np.ndarray:
+        """One HF tensor in our order of axes."""
+        return rearrange(tensor, self.pattern, **self.sizes)
+
     def reversed(self, layer: np.ndarray) -> np.ndarray:
         """One layer of ours in HF's order of axes."""
         theirs, ours = self.pattern.split(" -> ")

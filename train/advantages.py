@@ -8,34 +8,41 @@ from jaxtyping import Array, Bool, Float
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.train.registry import Registry
 
-Advantage = Callable[[Float[Array, "N G"], float], Float[Array, "N G"]]
+Others = int | Float[Array, "N 1"]
+Advantage = Callable[[Float[Array, "N G"], Others, float], Float[Array, "N G"]]
 
 ADVANTAGES: Registry[Advantage] = Registry("advantage")
-"""Functions of (rewards minus their group mean `[N, G]`, epsilon)."""
+"""Functions of (rewards minus their group mean `[N, G]`, the group's size less one, epsilon)."""
+
+_EXTREMES = (jnp.max, -jnp.inf), (jnp.min, jnp.inf)
 
 
 @ADVANTAGES.register("group_std")
-def _group_std(centred: Float[Array, "N G"], epsilon: float) -> Float[Array, "N G"]:
-    variance = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / (centred.shape[-1] - 1)
+def _group_std(centred: Float[Array, "N G"], others: Others, epsilon: float) -> Float[Array, "N G"]:
+    variance = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / others
     return centred / (jnp.sqrt(variance) + epsilon)
 
 
 @ADVANTAGES.register("no_std")
-def _no_std(centred: Float[Array, "N G"], epsilon: float) -> Float[Array, "N G"]:
-    del epsilon
+def _no_std(centred: Float[Array, "N G"], others: Others, epsilon: float) -> Float[Array, "N G"]:
+    del others, epsilon
     return centred
 
 
 @ADVANTAGES.register("leave_one_out")
-def _leave_one_out(centred: Float[Array, "N G"], epsilon: float) -> Float[Array, "N G"]:
+def _leave_one_out(centred: Float[Array, "N G"], others: Others, epsilon: float) -> Float[Array, "N G"]:
     # r_i - mean of the others = (r_i - mean of all) * G / (G - 1).
     del epsilon
-    size = centred.shape[-1]
-    return centred * (size / (size - 1))
+    return centred * ((others + 1) / others)
 
 
 def group_advantages(
-    rewards: Float[Array, "M"], group_size: int, *, kind: str = "group_std", epsilon: float = 1e-4
+    rewards: Float[Array, "M"],
+    group_size: int,
+    *,
+    kind: str = "group_std",
+    epsilon: float = 1e-4,
+    sound: Bool[Array, "M"] | None = None,
 ) -> Float[Array, "M"]:
     """Returns the advantage of every branch; branches of one prompt are consecutive.
 
@@ -48,6 +55,8 @@ def group_advantages(
             `no_std`: r - mean (Dr. GRPO, arXiv 2503.20783);
             `leave_one_out`: r - mean of the others (RLOO, arXiv 2402.14740).
         epsilon: keeps `group_std` finite.
+        sound: which branches there are, None for all. The others belong to no group: their rewards count nowhere, and
+            their advantage is 0.
 
     Returns:
         float32 (float64 for float64 rewards).
@@ -55,14 +64,25 @@ def group_advantages(
     Raises:
         ConfigError: unknown kind, fewer than two branches per group, or rewards that do not fill whole groups.
     """
-    centred = _centred(_grouped(rewards, group_size))
-    return ADVANTAGES[kind](centred, epsilon).reshape(-1)
+    groups, others = _grouped(rewards, group_size), group_size - 1
+    if sound is not None:
+        sound = jnp.asarray(sound).reshape(groups.shape)
+        # A group of one has nobody to compare itself with: its centred reward is 0, whatever it is divided by.
+        others = jnp.maximum(jnp.sum(sound, axis=-1, keepdims=True) - 1, 1).astype(groups.dtype)
+    return ADVANTAGES[kind](_centred(groups, sound), others, epsilon).reshape(-1)
 
 
-def zero_variance_groups(rewards: Float[Array, "M"], group_size: int) -> Bool[Array, "N"]:
-    """Returns which groups teach nothing, all rewards being equal; the mean is the metric `frac_reward_zero_std`."""
+def zero_variance_groups(
+    rewards: Float[Array, "M"], group_size: int, *, sound: Bool[Array, "M"] | None = None
+) -> Bool[Array, "N"]:
+    """Returns which groups teach nothing, all rewards being equal; the mean is the metric `frac_reward_zero_std`.
+
+    `sound` as in `group_advantages`.
+    """
     groups = _grouped(rewards, group_size)
-    return jnp.max(groups, axis=-1) == jnp.min(groups, axis=-1)
+    there = jnp.ones(groups.shape, bool) if sound is None else jnp.asarray(sound).reshape(groups.shape)
+    most, least = (function(groups, axis=-1, where=there, initial=initial) for function, initial in _EXTREMES)
+    return most <= least
 
 
 def _grouped(rewards: Float[Array, "M"], group_size: int) -> Float[Array, "N G"]:
@@ -77,7 +97,10 @@ def _grouped(rewards: Float[Array, "M"], group_size: int) -> Float[Array, "N G"]
     return rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32)).reshape(-1, group_size)
 
 
-def _centred(groups: Float[Array, "N G"]) -> Float[Array, "N G"]:
+def _centred(groups: Float[Array, "N G"], sound: Bool[Array, "N G"] | None) -> Float[Array, "N G"]:
     # Measured from the first branch, equal rewards leave no rounding error that the tiny std would blow up.
-    offsets = groups - groups[:, :1]
-    return offsets - jnp.mean(offsets, axis=-1, keepdims=True)
+    if sound is None:
+        offsets = groups - groups[:, :1]
+        return offsets - jnp.mean(offsets, axis=-1, keepdims=True)
+    offsets = groups - jnp.take_along_axis(groups, jnp.argmax(sound, axis=-1, keepdims=True), axis=-1)
+    return jnp.where(sound, offsets - jnp.mean(offsets, axis=-1, keepdims=True, where=sound), 0)

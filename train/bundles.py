@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
+from videoauto_jax.data.selection import without
+from videoauto_jax.data.skips import LeftOut
 from videoauto_jax.errors import DataError
 from videoauto_jax.train.groups import GroupBatch, pack_groups
 
@@ -34,23 +36,29 @@ class Bundle:
         return self.prefix.token_ids
 
 
-def with_targets(samples: Sequence[Sample], target: Literal["response", "answer", "boxed"]) -> list[Sample]:
-    r"""The samples with what is to be learnt as their demonstration.
+def with_targets(
+    samples: Sequence[Sample], target: Literal["response", "answer", "boxed"]
+) -> tuple[list[Sample], list[LeftOut]]:
+    r"""The samples with what is to be learnt as their demonstration, and those whose answer is missing or empty.
 
     Args:
         target: `response`: what the records bring; `answer`: the truth as text (upstream's supervised baseline);
             `boxed`: in the form that the prompts ask for: `\boxed{A}`, `\boxed{[1.0, 2.5]}`, `\boxed{A <> [1.0, 2.5]}`.
     """
     if target == "response":
-        return list(samples)
-    texts = [_truth(sample) for sample in samples]
+        return list(samples), []
+    truths = {sample.id: _truth(sample) for sample in samples}
+    nothing = [LeftOut(s.id, s.media, "it has no answer to learn") for s in samples if not truths[s.id].strip()]
     form = "{}" if target == "answer" else "\\boxed{{{}}}"
-    return [dataclasses.replace(sample, response=form.format(text)) for sample, text in zip(samples, texts)]
+    kept = without(samples, nothing)
+    return [dataclasses.replace(sample, response=form.format(truths[sample.id])) for sample in kept], nothing
 
 
 def _truth(sample: Sample) -> str:
-    """The truth as text. Of several segments the first is taken."""
+    """The truth as text, empty where there is none. Of several segments the first is taken."""
     answer = sample.answer
+    if answer is None:
+        return ""
     if isinstance(answer, dict):
         return f"{answer['answer']} <> {_interval(answer['segment'][0])}"
     if isinstance(answer, list):
@@ -142,13 +150,13 @@ def _shared_length(prompts: Sequence[Encoded]) -> int:
 
 
 def cut(prompt: Encoded, length: int) -> Encoded:
-    """The first `length` tokens of a prompt; all its visuals have to lie within them."""
+    """The first `length` tokens of a prompt; all its visuals have to lie within them, so that only text is cut off."""
     return dataclasses.replace(
         prompt,
         token_ids=prompt.token_ids[:length],
         positions=prompt.positions[:, :length],
         vision_index=prompt.vision_index[:length],
-        next_position=int(prompt.positions[:, :length].max()) + 1,
+        next_position=prompt.next_position - (len(prompt.token_ids) - length),
     )
 
 

@@ -35,19 +35,40 @@ def group_forward_flops(config: TextConfig, prompts: Sequence[int], branches: Se
         prompts: tokens of each prompt.
         branches: tokens of its branches.
     """
-    total = 0.0
-    for length, group in zip(prompts, branches):
-        pairs = length * (length + 1) / 2 + sum(tokens * length + tokens * (tokens + 1) / 2 for tokens in group)
-        total += 2 * _weights_per_token(config) * (length + sum(group))
-        total += 4 * config.num_layers * config.num_heads * config.head_dim * pairs
-        total += 2 * config.hidden_size * config.vocab_size * sum(group)
-    return total
+    return _weight_flops(config, prompts, branches) + _attention_flops(config, prompts, branches)
+
+
+def group_update_flops(
+    config: TextConfig, prompts: Sequence[int], branches: Sequence[Sequence[int]], *, adapters: bool = False
+) -> float:
+    """Operations of a forward and a backward pass, counted as `group_forward_flops` counts; nothing for recomputation.
+
+    A backward pass computes the gradient of both factors of every product: twice the forward pass. Where only adapters
+    train, the weights' own gradient is not needed. The adapters themselves, a few per cent, are not counted.
+    """
+    weights, attention = _weight_flops(config, prompts, branches), _attention_flops(config, prompts, branches)
+    return (2 if adapters else 3) * weights + 3 * attention
 
 
 def utilisation(flops: float, seconds: float) -> float | None:
     """Model FLOPs utilisation over all devices of the job; None where the peak is not known."""
     peak = peak_flops()
     return None if peak is None else flops / (seconds * peak * jax.device_count())
+
+
+def _weight_flops(config: TextConfig, prompts: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
+    """Products with weights in a forward pass."""
+    written = sum(map(sum, branches))
+    head = config.hidden_size * config.vocab_size * written
+    return 2.0 * (_weights_per_token(config) * (sum(prompts) + written) + head)
+
+
+def _attention_flops(config: TextConfig, prompts: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
+    """Scores and weighted sums in a forward pass."""
+    pairs = 0.0
+    for length, group in zip(prompts, branches):
+        pairs += length * (length + 1) / 2 + sum(tokens * length + tokens * (tokens + 1) / 2 for tokens in group)
+    return 4 * config.num_layers * config.num_heads * config.head_dim * pairs
 
 
 def _weights_per_token(config: TextConfig) -> int:

@@ -73,7 +73,8 @@ def policy_loss(
         minibatches keeps the extreme one (`metrics.merge`).
 
     Raises:
-        ConfigError: ref, sampling or entropies are needed and missing, or shapes disagree.
+        ConfigError: ref, sampling, entropies or `config.max_completion_length` are needed and missing, or shapes
+            disagree.
     """
     named = {"old": old, "ref": ref, "mask": mask, "sampling": sampling, "entropies": entropies}
     _check_shapes(log_probs, advantages, named)
@@ -105,7 +106,12 @@ def loss_normalizer(
     """Returns the divisor for these completions: M (grpo), their tokens (bnpo, dapo) or M · max length (dr_grpo).
 
     It is additive over parts. M is the number of `counted` completions, by default all rows of the mask.
+
+    Raises:
+        ConfigError: dr_grpo without `config.max_completion_length`.
     """
+    if LOSS_TYPES[config.loss_type].needs_length and config.max_completion_length is None:
+        raise ConfigError(f"{config.loss_type} divides by max_completion_length", fix="Set max_completion_length")
     completions = jnp.float32(mask.shape[0]) if counted is None else jnp.sum(counted, dtype=jnp.float32)
     aggregation = LOSS_TYPES[config.loss_type]
     return aggregation.normalizer(counted_tokens(mask, counted), config.max_completion_length, completions)

@@ -1,5 +1,6 @@
 """What a GRPO run leaves for people to read: sample rollouts, a batch that broke the run, warnings."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.distributed import is_main, on_main
 from videoauto_jax.errors import TrainingError
-from videoauto_jax.files import append_jsonl, write_json
+from videoauto_jax.files import append_jsonl, read_jsonl, write_atomic, write_json
 from videoauto_jax.models.placing import fetch
 from videoauto_jax.train.rollout import Graded
 from videoauto_jax.train.step import NONFINITE_STREAK, Pairs
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 BENCHMARK = "benchmark"
 """Tag of data sets that were published as benchmarks."""
+
+SAMPLES = "samples.jsonl"
 
 
 def write_sample(folder: Path, index: int, group: Graded) -> None:
@@ -38,9 +42,20 @@ def write_sample(folder: Path, index: int, group: Graded) -> None:
         for answer, reward in zip(group.answers, group.totals)
     ]
     try:
-        append_jsonl(folder / "samples.jsonl", record | {"branches": written})
+        append_jsonl(folder / SAMPLES, record | {"branches": written})
     except OSError as error:
         log.warning("the sample rollout of round %d was not written: %s", index + 1, error)
+
+
+def rewind_samples(folder: Path, done: int) -> None:
+    """Drops the sample rollouts of rounds after `done`, which will be written again."""
+    path = folder / SAMPLES
+    if not path.exists():
+        return
+    records = read_jsonl(path)
+    kept = [record for record in records if record.get("round", 0) <= done]
+    if len(kept) < len(records):
+        write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
 def warn_about_equal_rewards(groups: Sequence[Graded], index: int) -> None:
@@ -84,6 +99,32 @@ def _save_batch(place: Path, leaves: Sequence[tuple], ids: Sequence[str]) -> Non
     place.mkdir(exist_ok=True)
     np.savez(place / "batch.npz", **{jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves})
     write_json(place / "samples.json", list(ids))
+
+
+def warn_about_shards(rows: int, shards: int, fix: str) -> None:
+    """Says so if the rows of an update cannot be split over the devices: every device then computes all of them.
+
+    Args:
+        rows: that go through the model at once.
+        shards: of the mesh.
+        fix: a change of the recipe after which they can.
+    """
+    if rows % shards:
+        log.warning(
+            "an update has %d group rows, which %d data shards cannot share: every device computes all of them. "
+            "Set %s, or shards of the mesh that divide %d",
+            *(rows, shards, fix, rows),
+        )
+
+
+def warn_about_context(mesh: Mesh) -> None:
+    """Says so if devices along `context` all compute the same: an update splits rows, not sequences."""
+    if (size := mesh.shape["context"]) > 1:
+        log.warning(
+            "updates do not split sequences: the %d devices along mesh.context compute the same. "
+            "It splits the keys of prompts while branches are written; otherwise set mesh.context=1",
+            size,
+        )
 
 
 def warn_about_sets(samples: Sequence[Sample]) -> None:

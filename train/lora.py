@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,7 @@ from videoauto_jax.distributed import is_main
 from videoauto_jax.errors import ConfigError, ModelError
 from videoauto_jax.files import write_json
 from videoauto_jax.models.layers import Projection
+from videoauto_jax.models.lazy import LazyParameter
 from videoauto_jax.models.placing import fetch
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.train.parameters import path_name
@@ -85,7 +88,7 @@ def attach_adapters(model: QwenVL, config: LoraConfig, seed: int) -> None:
     layers, key = model.text.layers, jax.random.key(seed)
     for number, target in enumerate(config.targets):
         projection = _projection(layers, target)
-        kernel = projection.kernel[...]
+        kernel = projection.kernel.get_value()  # of an abstract model it has a shape and nothing to index
         inputs = len(_axes(projection)[0])
         shape_a = (*kernel.shape[: 1 + inputs], config.rank)
         shape_b = (kernel.shape[0], config.rank, *kernel.shape[1 + inputs :])
@@ -107,6 +110,24 @@ def merge_adapters(model: QwenVL, config: LoraConfig) -> None:
         projection = _projection(model.text.layers, target)
         projection.kernel.set_value(_merged(projection))
         del projection.adapter
+
+
+def merged_parameters(
+    model: QwenVL, config: LoraConfig, parameters: Mapping[str, LazyParameter]
+) -> dict[str, LazyParameter]:
+    """What `merge_adapters` computes, one layer at a time when it is asked for.
+
+    Args:
+        model: a model of which the adapters are read and nothing else.
+        config: where its adapters are.
+        parameters: the weights beside them, by path.
+    """
+    merged = dict(parameters)
+    for target in config.targets:
+        path = f"text/layers/{_ROOMS[target]}/{target}/kernel"
+        read = partial(_merged_layer, _projection(model.text.layers, target).adapter, parameters[path])
+        merged[path] = dataclasses.replace(parameters[path], read=read)
+    return merged
 
 
 def save_adapters(model: QwenVL, config: LoraConfig, folder: Path, *, base: str) -> None:
@@ -181,6 +202,11 @@ def _equations(projection: Projection) -> tuple[str, str]:
 def _sum(kernel: Array, a: Array, b: Array, scale: float) -> Array:
     delta = jnp.einsum("lir,lro->lio", a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1))
     return (kernel.astype(jnp.float32) + scale * delta.reshape(kernel.shape)).astype(kernel.dtype)
+
+
+def _merged_layer(adapter: Adapter, kernel: LazyParameter, layer: int) -> np.ndarray:
+    here, weights = slice(layer, layer + 1), kernel.read(layer).astype(kernel.dtype)
+    return np.asarray(_sum(weights[None], adapter.a[here], adapter.b[here], adapter.scale))[0]
 
 
 def _merged(projection: Projection) -> Array:

@@ -22,10 +22,11 @@ class GRPOLossConfig:
         top_entropy_quantile: share of tokens, highest entropy first, that carry the policy term (arXiv 2506.01939).
         truncated_importance: cap of the weight old / sampling that corrects for a sampler whose log-probabilities are
             not quite the trainer's (the truncation of IMPALA, arXiv 1802.01561); None is off.
-        max_completion_length: tokens a completion may have; the constant divisor of dr_grpo.
+        max_completion_length: tokens a completion may have; the constant divisor of dr_grpo. In a recipe None is
+            `rollout.max_new_tokens`.
 
     Raises:
-        ConfigError: a value outside its range, an unknown name, or dr_grpo without `max_completion_length`.
+        ConfigError: a value outside its range, or an unknown name.
     """
 
     loss_type: str = "grpo"
@@ -45,8 +46,9 @@ class GRPOLossConfig:
             raise ConfigError(
                 f"unknown importance_sampling_level {self.importance_sampling_level!r}", fix="Use token or sequence"
             )
-        if LOSS_TYPES[self.loss_type].needs_length and not self.max_completion_length:
-            raise ConfigError(f"{self.loss_type} divides by max_completion_length", fix="Set max_completion_length")
+        LOSS_TYPES[self.loss_type]
+        length = self.max_completion_length
+        _require(length is None or length > 0, "max_completion_length", length, "at least 1")
         _require(self.beta >= 0, "beta", self.beta, "at least 0")
         _require(0 <= self.epsilon < 1, "epsilon", self.epsilon, "in [0, 1)")
         _require(self.upper >= 1, "epsilon_high", self.epsilon_high, "at least 0")

@@ -7,6 +7,7 @@ from typing import Literal
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.rewards.scoring import ResponseForm
+from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sharding import MeshConfig
 from videoauto_jax.train.grpo import ADVANTAGES, GRPOLossConfig
 from videoauto_jax.train.lora import LoraConfig, is_adapter
@@ -102,11 +103,34 @@ class RolloutConfig:
         branches: per prompt, the group size `G`.
         max_new_tokens: most tokens of a branch.
         temperature: of sampling and of all log-probabilities.
+        top_p, top_k, min_p, repetition_penalty: see `SamplingConfig`. The loss compares log-probabilities of the whole
+            distribution: with anything but these defaults, which the paper uses, the branches come from another one,
+            `rollout_kl` shows by how much and `loss.truncated_importance` corrects for it.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     branches: int = 16
     max_new_tokens: int = 2048
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        self.sampling()
+        if not self.temperature > 0:
+            fix = "Set it above 0: greedy branches of a group would all be the same"
+            raise ConfigError(f"temperature is {self.temperature}", fix=fix)
+        if self.branches < 2:
+            raise ConfigError("a group needs at least 2 branches", fix="Set branches to 2 or more")
+
+    def sampling(self, **options: object) -> SamplingConfig:
+        """How the sampler is told; `options` are further fields of `SamplingConfig`."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "branches"}
+        return SamplingConfig(mode="record", reuse_prefixes=False, **own | options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +140,8 @@ class RewardConfig:
     Attributes:
         form: what a response looks like. With `direct` and `cot` there is one answer, and both accuracies are its.
         weights: of the first answer, the second answer and the format (paper: 0.9, 1.1, 1.0).
+        functions: rewards of one's own, with their weights: `module:function` or the name of a registered grader, which
+            is given the whole response and not the content of a box.
         profile: grading rules; `strict` mends the faults of `paper`.
         workers: grading processes.
         timeout_s: seconds for one answer.
@@ -126,6 +152,7 @@ class RewardConfig:
 
     form: ResponseForm = "answer_twice"
     weights: tuple[float, float, float] = (0.9, 1.1, 1.0)
+    functions: dict[str, float] = dataclasses.field(default_factory=dict)
     profile: Literal["strict", "paper"] = "strict"
     workers: int = 2
     timeout_s: float = 10.0
@@ -195,16 +222,17 @@ class GRPOConfig(RunConfig):
         """Group rows of one update."""
         return self.prompts // self.updates * self.subgroups
 
+    @property
+    def policy_loss(self) -> GRPOLossConfig:
+        """The loss; where it states no `max_completion_length`, branches end at `rollout.max_new_tokens`."""
+        length = self.loss.max_completion_length or self.rollout.max_new_tokens
+        return dataclasses.replace(self.loss, max_completion_length=length)
+
     def __post_init__(self):
         super().__post_init__()
         ADVANTAGES[self.advantage]
         self._check_counts()
         self._check_divisions()
-        if not self.rollout.temperature > 0:
-            fix = "Set it above 0: greedy branches of a group would all be the same"
-            raise ConfigError(f"temperature is {self.rollout.temperature}", where="rollout.temperature", fix=fix)
-        if self.rollout.branches < 2:
-            raise ConfigError("a group needs at least 2 branches", where="rollout.branches", fix="Set it to 2 or more")
 
     def _check_counts(self) -> None:
         self._at_least(1, "prompts", "updates", "iterations", "subgroups", "accumulate", "sample_every")

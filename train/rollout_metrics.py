@@ -29,15 +29,15 @@ def rollout_metrics(groups: Sequence[Graded]) -> Pairs:
     answers = [answer for group in groups for answer in group.answers]
     rewards = [reward for group in groups for reward in group.rewards]
     totals = np.array([group.totals for group in groups])
-    deviations = totals.std(axis=1)
     zero = [not group.teaches for group in groups]
     return {
         "reward": _pair(totals.reshape(-1)),
-        "reward_std": _pair(deviations),
+        "reward_std": _pair(totals.std(axis=1, ddof=1)),
         "frac_reward_zero_std": _pair(zero),
         "rewards/accuracy_twice_boxed_reward1": _pair([reward.accuracy_1 for reward in rewards]),
         "rewards/accuracy_twice_boxed_reward2": _pair([reward.accuracy_2 for reward in rewards]),
         "rewards/format_twice_boxed_reward": _pair([reward.format for reward in rewards]),
+        **_own_rewards(groups),
         **_lengths(answers),
         **confidence_metrics(answers),
         **answer_table(answers, rewards),
@@ -71,6 +71,11 @@ def plain_accuracy_2(answer: Answer, reward: Rewards) -> float:
     """Grade of the second answer without the bonus for having thought first."""
     earned = is_fallback(answer.first_answer) and reward.accuracy_2 > RIGHT + FALLBACK_BONUS
     return reward.accuracy_2 - FALLBACK_BONUS * earned
+
+
+def _own_rewards(groups: Sequence[Graded]) -> Pairs:
+    """`rewards/my_module.my_function` for `my_module:my_function`: TensorBoard knows no colon."""
+    return {f"rewards/{name.replace(':', '.')}": _pair([group.own[name] for group in groups]) for name in groups[0].own}
 
 
 def _lengths(answers: Sequence[Answer]) -> Pairs:

@@ -4,6 +4,8 @@ config.yaml     the recipe, written first; the same recipe continues, another on
 base.txt        the fingerprint of the model it started from
 checkpoints/    Orbax: trainable parameters, optimiser state, position in the data
 metrics.jsonl   one line per step; lines after the restored step are dropped
+skipped.jsonl   samples left out when the run began, and samples skipped since
+samples.jsonl   sample rollouts; those after the restored step are dropped
 model/          HF folder, written when the run has ended
 adapter/        with LoRA: the adapters alone, as the peft library reads them
 
@@ -23,20 +25,40 @@ from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.stream import PromptStream
 from videoauto_jax.distributed import agree, any_process, exchange, is_main, on_main
-from videoauto_jax.errors import CheckpointError
+from videoauto_jax.errors import CheckpointError, ConfigError
 from videoauto_jax.fate import one_fate
 from videoauto_jax.files import claim_folder
 from videoauto_jax.models.hf import save_model
 from videoauto_jax.models.qwen_vl import QwenVL
+from videoauto_jax.train.journal import rewind_samples
 from videoauto_jax.train.lora import merge_adapters, save_adapters
 from videoauto_jax.train.metrics import MetricsLogger
+from videoauto_jax.train.pace import Clock
 from videoauto_jax.train.recipe import RunConfig
 from videoauto_jax.train.rollout_metrics import SCORE
 from videoauto_jax.train.step import Learner, TrainState
 from videoauto_jax.train.stopping import Stopped, StopRequest
 
+SKIP_LOG = "skipped.jsonl"
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after every step with steps done, steps in all, and the step's metrics."""
+
+
+def decided_samples(config: RunConfig, force: bool) -> Path | None:
+    """The file that says which samples a run leaves out, if the recipe's folder holds one that will be taken up."""
+    checkpoints = Path(config.output) / "checkpoints"
+    begun = not force and checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    return Path(config.output) / SKIP_LOG if begun else None
+
+
+def check_batch(found: int, what: str, size: int, key: str) -> None:
+    """
+    Raises:
+        ConfigError: there are fewer of what is drawn than one batch takes; names the key to change.
+    """
+    if found < size:
+        fix = f"Set {key} to {found} or less, or add data" if found else "Check the data sets and what is left out"
+        raise ConfigError(f"{found} {what} do not fill one batch of {size}", where=key, fix=fix)
 
 
 class Run:
@@ -52,26 +74,22 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, *, force: bool = False, lines: bool = True):
-        fix = "Name another output=, or add --force to begin anew and lose that run"
-        recipe = dump_config(config)
-        holds, inputs = "a run of another recipe", [config.model]
-        claim = lambda: claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=inputs)  # noqa: E731
-        self.config, self.folder = config, on_main(claim)
-        on_main(lambda: keep_base(self.folder, config.model, fix="Put those weights back, or name another output="))
+        self.config, self.folder = config, on_main(lambda: _claim(config, force))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.keep, best="score")
         self.logger = MetricsLogger(self.folder, lines=lines, wandb=config.wandb)
 
     def restore(self, state: TrainState, trainer: "Trainer") -> tuple[TrainState, int]:
-        """The newest checkpoint, or `state` and 0 if there is none. Stream, counters and metrics go back with it."""
-        step = self.checkpoints.latest()
-        if step is None:
-            self.logger.rewind(0)
-            return state, 0
-        restored, facts = self.checkpoints.restore(step, like=state)
-        trainer.stream.restore(facts["data"])
-        trainer.counters.update(facts["counters"])
+        """The newest checkpoint, in the place of `state`, or `state` and 0 if there is none. Stream, counters and what
+        has been written of later steps go back with it."""
+        step = self.checkpoints.latest() or 0
+        if step:
+            initial, (state, facts) = state, self.checkpoints.restore(step, like=state)
+            _free(initial)
+            trainer.stream.restore(facts["data"])
+            trainer.counters.update(facts["counters"])
         self.logger.rewind(step)
-        return restored, step
+        on_main(lambda: rewind_samples(self.folder, step))
+        return state, step
 
     def save(self, step: int, state: TrainState, facts: dict) -> bool:
         """Saves in the background; the state may be donated afterwards. Returns whether the save has begun.
@@ -127,6 +145,15 @@ class Run:
             self.close()
 
 
+def _claim(config: RunConfig, force: bool) -> Path:
+    """The folder of a run, made or found, which then says what recipe and weights it rests on."""
+    fix = "Name another output=, or add --force to begin anew and lose that run"
+    holds, recipe = "a run of another recipe", dump_config(config)
+    folder = claim_folder(config.output, recipe, holds=holds, fix=fix, force=force, inputs=[config.model])
+    keep_base(folder, config.model, fix="Put those weights back, or name another output=")
+    return folder
+
+
 class Trainer(Protocol):
     """What `train_run` drives: one unit of work between two possible checkpoints.
 
@@ -162,7 +189,7 @@ def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> b
         KeyboardInterrupt: Ctrl-C stopped it; everything is saved unless it was pressed twice.
     """
     state, done = run.restore(trainer.learner.initial_state(), trainer)
-    saved, facts = done, _facts(trainer)
+    saved, facts, between = done, _facts(trainer), Clock()
     agree((done, facts), "checkpoints or data", "All of them have to see the same folders")
     try:
         with trainer.stop, one_fate(), contextlib.suppress(Stopped):
@@ -172,11 +199,13 @@ def train_run(run: Run, trainer: Trainer, progress: Progress | None = None) -> b
                     evaluated = trainer.evaluate(state, done + 1)
                 # Taken here: an interrupted unit has drawn prompts that a second start has to draw again.
                 done, facts = done + 1, _facts(trainer, evaluated)
-                run.logger.log(done, {**metrics, **evaluated})
+                run.logger.log(done, {**metrics, **evaluated, **between.pairs()})
+                between = Clock()  # a line is written before its checkpoint: the next one tells how long that took
                 if progress is not None and is_main():
                     progress(done, trainer.total, metrics)
                 if done % run.config.save_every == 0 or done == trainer.total or evaluated:
-                    saved = done if run.save(done, state, facts) else saved
+                    with between("save"):
+                        saved = done if run.save(done, state, facts) else saved
     finally:
         trainer.stream.close()
         if done > saved and not _donated(state):
@@ -196,6 +225,13 @@ def _facts(trainer: Trainer, evaluated: dict | None = None) -> dict:
         total, count = evaluated[SCORE]
         facts["score"] = float(total / count)
     return facts
+
+
+def _free(state: TrainState) -> None:
+    """Gives memory back that others may still hold on to, though nobody is going to read it."""
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
 
 
 def _donated(state: TrainState) -> bool:

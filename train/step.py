@@ -19,7 +19,7 @@ from videoauto_jax.train.guard import grad_norm, nonfinite_streak
 from videoauto_jax.train.lora import attach_adapters
 from videoauto_jax.train.metrics import merge
 from videoauto_jax.train.optimizer import make_optimizer
-from videoauto_jax.train.recipe import RunConfig
+from videoauto_jax.train.recipe import GRPOConfig, RunConfig
 
 Pairs = dict[str, tuple[Array, Array]]
 Places = tuple[NamedSharding | None, ...]
@@ -71,6 +71,7 @@ class Learner:
         temperature: divides the logits of all log-probabilities, as in the rollout.
         remat: recompute activations in the backward pass.
         accumulate: parts that the rows of a policy update are cut into, to be differentiated one after the other.
+        keep: keep the initial weights beside those that train, as the reference of a KL term.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class Learner:
         temperature: float = 1.0,
         remat: bool = False,
         accumulate: int = 1,
+        keep: bool = True,
     ):
+        self.keep = keep
         self.graph, self.initial, self.frozen = nnx.split(model, trainable, ...)
         self.optimizer, self.temperature, self.remat, self.accumulate = optimizer, temperature, remat, accumulate
         self.log_probs = partial(_log_probs, self.graph, temperature=temperature, remat=remat)
@@ -95,14 +98,16 @@ class Learner:
         _, trainable, _ = nnx.split(model, config.trains, ...)
         optimizer = make_optimizer(config.optimizer, trainable, total_steps)
         options = {"remat": config.remat, "accumulate": getattr(config, "accumulate", 1)}
+        options["keep"] = isinstance(config, GRPOConfig) and config.loss.beta > 0
         return cls(model, config.trains, optimizer, temperature=temperature, **options)
 
     def initial_state(self) -> TrainState:
         """The state before the first update. Eager on purpose: moments take the shardings of their parameters.
 
-        Updates donate their state, so this is a copy; `initial` stays whole.
+        Updates donate their state: where `initial` is to be kept this is a copy, else `initial` itself.
         """
-        return _on_one_mesh(TrainState(jax.tree.map(jnp.copy, self.initial), self.optimizer.init(self.initial)))
+        weights = jax.tree.map(jnp.copy, self.initial) if self.keep else self.initial
+        return _on_one_mesh(TrainState(weights, self.optimizer.init(self.initial)))
 
     def sft_step(self, state: TrainState, *arguments) -> tuple[TrainState, Pairs]:
         """See `_sft_step`; every array stays where it is."""

@@ -28,9 +28,14 @@ def keep_base(folder: Path, model: str | Path, *, fix: str) -> None:
 
 
 def check_base(folder: Path, model: str | Path, *, fix: str) -> None:
-    """Raises UsageError if a note in `folder` names other weights than those of `model`."""
-    note = folder / NOTE
-    if note.exists() and note.read_text().strip() != _mark(model):
+    """Checks that `model` is there, and that it is what a note in `folder` names, if there is one.
+
+    Raises:
+        UsageError: it has other weights.
+        ModelError: there is no such model.
+    """
+    note, mark = folder / NOTE, _mark(model)
+    if note.exists() and note.read_text().strip() != mark:
         raise UsageError(f"this did not begin with the weights that are in {model} now", where=folder, fix=fix)
 
 

@@ -4,6 +4,7 @@ Arrays are stored flat under the path of each leaf (`params/layers/kernel`), so 
 containers around its arrays (optax tuples, `nnx.State`, dicts) nor on the mesh that wrote it.
 """
 
+import functools
 import json
 import logging
 import shutil
@@ -13,13 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from videoauto_jax.distributed import is_main
 from videoauto_jax.errors import CheckpointError
+from videoauto_jax.models.lazy import LazyParameter
 
 PyTree = Any
 _POLICIES = ocp.training.preservation_policies
+WHOLE_BYTES = 2**24
+"""Up to this size an array of layers lies on disk in one piece for every device."""
 _ARRAYS, _STATE = "arrays", "json"  # what each step's folder holds
 
 
@@ -34,12 +39,21 @@ class Checkpoints:
         keep: how many of the newest steps stay on disk.
         best: the name of a number in the state: of the steps whose state has it, the one with the highest is kept too.
         read_only: for another's checkpoints, perhaps of a run still going on: makes no folder and removes nothing.
+        beside: bytes that a save may take beside the arrays, no fewer than the largest array has; None: any number.
 
     Raises:
         CheckpointError: the folder cannot be made or, with `read_only`, is not there.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, best: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 3,
+        best: str | None = None,
+        read_only: bool = False,
+        beside: int | None = None,
+    ):
         self.folder = Path(folder).absolute()
         self._best = best
         self._orbax = None
@@ -54,7 +68,7 @@ class Checkpoints:
             "open the checkpoints",
             lambda: ocp.training.Checkpointer(
                 self.folder,
-                context=_context(),
+                context=_context(beside),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=_POLICIES.AnyPreservationPolicy(policies),
             ),
@@ -124,6 +138,31 @@ class Checkpoints:
         leaves = [found[_ARRAYS][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found[_STATE]
 
+    def lazy(self, step: int | None = None, *, like: PyTree) -> PyTree:
+        """The arrays of a step in the structure of `like`, each to be read when asked for, one layer at a time.
+
+        Args:
+            step: the newest when None.
+            like: a part of the tree that was saved: shapes and dtypes.
+
+        Raises:
+            CheckpointError: as `restore`; of a damaged step, when the array is read.
+        """
+        self.wait()
+        step, wanted = self._existing(step), _flatten(like)
+        _check_same(wanted, self._stored(step), self.folder / str(step), partial=True)
+        leaves = [
+            LazyParameter(*_stored_form(leaf), functools.partial(self._layer, step, name))
+            for name, leaf in wanted.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _layer(self, step: int, name: str, layer: int | None) -> np.ndarray:
+        base = {"driver": "file", "path": f"{self.folder / str(step) / _ARRAYS}/"}
+        where = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+        stored = self._read(step, lambda: tensorstore.open(where, read=True).result())
+        return self._read(step, lambda: np.asarray((stored if layer is None else stored[layer]).read().result()))
+
     def close(self) -> None:
         """Waits for the save in flight and ends the background threads."""
         try:
@@ -177,11 +216,22 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _context() -> ocp.Context:
+def _context(beside: int | None) -> ocp.Context:
     registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name=_STATE)
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.array.saving.scoped_storage_options_creator = _chunks
+    if beside is not None:
+        limit = beside + 1  # orbax asks for one to spare
+        context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = limit
     return context
+
+
+def _chunks(path: tuple, leaf: Any) -> Any:
+    """Large stacks of layers are cut into layers on disk, so that one can be read without the others."""
+    del path
+    storage = ocp.options.ArrayOptions.Saving.StorageOptions
+    return storage(shard_axes=(0,)) if leaf.ndim > 2 and leaf.nbytes > WHOLE_BYTES else None
 
 
 def _best_of(metrics: dict) -> float:

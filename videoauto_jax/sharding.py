@@ -24,7 +24,7 @@ class MeshConfig:
         fsdp: shards of the weights; rows are split over it too.
         expert: shards of a layer's experts (mixture of experts); rows are split over it too.
         tensor: shards of heads and feed-forward width.
-        context: shards of a long sequence.
+        context: shards of a prompt's keys while branches are written; updates do not split sequences.
     """
 
     data: int = 1
@@ -45,13 +45,14 @@ def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None
     sizes = [getattr(config, axis) for axis in AXES]
     known = int(np.prod([size for size in sizes if size != -1]))
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
-        raise ConfigError(f"mesh {dataclasses.asdict(config)}", fix="Sizes are at least 1; one may be -1")
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != len(devices):
-        raise ConfigError(
-            f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, there are {len(devices)}",
-            fix="Set one axis to -1, or make the product equal the number of devices",
-        )
+        raise ConfigError(f"mesh {dataclasses.asdict(config)}", where="mesh", fix="Sizes are at least 1; one may be -1")
+    left, rest = divmod(len(devices), known)
+    if rest or (left > 1 and -1 not in sizes):
+        stated = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+        wanted = f"a multiple of {known}" if -1 in sizes else str(known)
+        fix = "Set one axis to -1, or make the product equal the number of devices"
+        raise ConfigError(f"mesh {stated} needs {wanted} devices, there are {len(devices)}", where="mesh", fix=fix)
+    sizes = [left if size == -1 else size for size in sizes]
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 

@@ -139,9 +139,11 @@ class Reader:
     def _build(self, cls: type, values: dict, key: Key) -> Any:
         try:
             return cls(**values)
-        except ConfigError:
-            raise
-        except (TypeError, ValueError) as error:  # the dataclass's own checks
+        except ConfigError as error:  # the dataclass's own checks, which do not know where it stands
+            if error.where is not None or not key:
+                raise
+            raise ConfigError(error.what, where=".".join(key), fix=error.fix) from error
+        except (TypeError, ValueError) as error:
             section = f'"{".".join(key)}": ' if key else ""
             where = self._origin_of(key) if key else None
             raise ConfigError(f"{section}{error}", where=where, fix="Change one of these values") from error

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from videoauto_jax.eval.benchmarks.base import Benchmark, Metrics, Row, Score, counted, percentage
 from videoauto_jax.rewards.choice import normalise, option_letter
 
-PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
-MORE_PREFIXES = (*PREFIXES, "The best option is", "The correct option is", "Best answer:", "Best option:")
+_PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+MORE_PREFIXES = (*_PREFIXES, "The best option is", "The correct option is", "Best answer:", "Best option:")
+FUSED_PREFIXES = (*_PREFIXES, "The best option isThe correct option is", "Best answer:Best option:")
+"""As published for all but LongVideoBench: two commas are missing."""
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\$([^$]*)\$")
 
 
-def first_capital(text: str, letters: str, prefixes: Sequence[str] = PREFIXES) -> str:
+def first_capital(text: str, letters: str, prefixes: Sequence[str] = FUSED_PREFIXES) -> str:
     """The first capital among `letters` anywhere in a text, as published: the D of `Dog` and the A of `Answer: B` too.
 
     `prefixes` are taken out first. "" without such a capital.

@@ -94,9 +94,10 @@ def _lone_letter(text: str) -> str:
     """The letter of `B. text`, else the first of a to e that stands alone once punctuation is gone, else the text."""
     if option := re.match(r"([A-E])\.\s*.", text, re.IGNORECASE):
         return option[1].upper()
-    plain = text.replace("\n", " ").replace("\t", " ").strip()
+    line = text.replace("\n", " ").replace("\t", " ").strip()
+    plain = line
     for mark in _MARKS:
-        touches_space = f"{mark} " in text or f" {mark}" in text or re.search(r"\d,\d", text)
+        touches_space = f"{mark} " in line or f" {mark}" in line or re.search(r"\d,\d", line)
         plain = plain.replace(mark, "" if touches_space else " ")
     plain = re.sub(r"\.(?!\d)", "", plain).strip("'\"() ").lower()
     found = re.search(r"\b[a-e]\b", plain)

@@ -16,6 +16,12 @@ def span_metrics(overlaps: Sequence[float]) -> Metrics:
     return recalls | {"m_iou": percentage(overlaps)}
 
 
+def published_iou(found: Interval, truth: Sequence[float]) -> float:
+    """What they share over what they span together, as published: nothing where the truth ends before it begins."""
+    hull = max(found[1], truth[1]) - min(found[0], truth[0])
+    return max(min(found[1], truth[1]) - max(found[0], truth[0]), 0.0) / hull if hull else 0.0
+
+
 def shown(span: Interval) -> str:
     """A segment as prompts write it."""
     return f"[{span[0]}, {span[1]}]"
@@ -45,7 +51,7 @@ class Grounding(Benchmark):
 
     def score(self, record: Row, text: str) -> Score:
         found = parse_interval(self.boxed_text(text), self.profile) or NOWHERE
-        overlap = interval_iou(found, self.truth(record))
+        overlap = (published_iou if self.profile == "paper" else interval_iou)(found, self.truth(record))
         return Score(overlap, prediction=shown(found), iou=overlap, groups=self.groups(record))
 
     def aggregate(self, scores: Sequence[float]) -> Metrics:

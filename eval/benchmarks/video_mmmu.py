@@ -92,9 +92,9 @@ class VideoMMMU(Choice):
         return score
 
     def aggregate(self, scores: Sequence[float]) -> Metrics:
-        """The mean over tracks, each counting alike."""
+        """The mean over tracks, each counting alike; one of which no answer counts is 0."""
         tracks = [counted(part) for part in by_group(scores, "track").values()]
-        return {self.headline: mean([round(mean(part), 5) for part in tracks if part])}
+        return {self.headline: mean([round(mean(part) or 0.0, 5) for part in tracks])}
 
     def _is_choice(self, row: Row) -> bool:
         kind = row.get("question_type", "multiple-choice")

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from videoauto_jax import checkpoint
 from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.errors import CheckpointError
 
@@ -71,6 +72,27 @@ def test_restores_on_another_mesh_and_in_part(tmp_path):
     assert restored["params"]["layers"][0]["kernel"].sharding == other
     assert _bits(restored["key"]) == _bits(tree["key"])
     assert _bits(restored["params"]) == _bits(tree["params"])
+
+
+def test_arrays_can_be_read_later_and_layer_by_layer(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "WHOLE_BYTES", 512)
+    tree = _tree(_sharding((4, 2), ("fsdp", "tensor"), P(None, "fsdp", "tensor")))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, tree, {}, wait=True)
+        chunk = checkpoints._stored(7)["params/layers/0/kernel"].storage_metadata.chunk_shape
+        assert chunk == (1, 16 // 4, 8 // 2)
+        found = checkpoints.lazy(like={"params": _shapes(tree["params"])})["params"]
+        kernel, norm = found["layers"][0]["kernel"], found["norm"]
+        assert (kernel.shape, kernel.dtype, norm.dtype) == ((2, 16, 8), np.float32, ml_dtypes.bfloat16)
+        for layer, expected in enumerate(np.asarray(tree["params"]["layers"][0]["kernel"])):
+            assert kernel.read(layer).tobytes() == expected.tobytes()
+        assert norm.read(None).tobytes() == np.asarray(tree["params"]["norm"]).tobytes()
+        with pytest.raises(CheckpointError, match="no params/bias"):
+            checkpoints.lazy(like={"params": {"bias": jnp.zeros(16)}})
+        for file in (tmp_path / "7" / "arrays" / "d").iterdir():
+            file.write_bytes(b"not what it was")
+        with pytest.raises(CheckpointError, match="step 7 is damaged"):
+            kernel.read(0)
 
 
 def test_numpy_leaves_come_back_as_numpy(tmp_path):

@@ -20,6 +20,7 @@ from videoauto_jax.cli.progress import headline, progress_bar
 from videoauto_jax.config import dump_config
 from videoauto_jax.errors import UsageError
 from videoauto_jax.eval import runner
+from videoauto_jax.files import write_atomic
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
@@ -156,20 +157,40 @@ def test_eval_refuses_bad_data_and_foreign_folders(videoauto, evaluation, tmp_pa
 
 
 @pytest.mark.parametrize("module, function, kind", [(train, "train_grpo", GRPOConfig), (sft, "train_sft", SFTConfig)])
-def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, module, function, kind):
+def test_training_verbs_hand_over_the_recipe(videoauto, monkeypatch, tmp_path, module, function, kind):
     seen = []
+    monkeypatch.chdir(tmp_path)
 
     def learn(config, *, force, progress):
         progress(1, 2, {"loss": (3.0, 2.0)})
         seen.append((config, force))
+        write_atomic(tmp_path / config.output / "metrics.jsonl", '{"step": 1, "loss": 1.5}\n')
         return True
 
     monkeypatch.setattr(module, function, learn)
     verb = module.__name__.rpartition(".")[2]
     status, out, _ = videoauto(verb, "model=m", "output=runs/x", "optimizer.learning_rate=1e-4", "--force")
-    assert status == 0 and "runs/x/model" in out
+    assert status == 0 and "runs/x/model" in out and (tmp_path / "runs/x/report.html").exists()
     config, force = seen[0]
     assert isinstance(config, kind) and config.optimizer.learning_rate == 1e-4 and force
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sft -c train/qwen3_vl_8b_grpo_auto", ["no recipe of sft", "videoauto train -c train/qwen3_vl_8b_grpo_auto"]),
+        ("train -c eval/qwen3_vl_128k lora.rank=8", ["no recipe of train", "videoauto eval -c eval/qwen3_vl_128k"]),
+        ("eval -c eval/qwen3_vl_128k --calibrate", ["unknown option --calibrate", "videoauto eval calibrate"]),
+        ("eval -c eval/qwen3_vl_128k --strict-media", ["unknown option --strict-media", "strict_media=value"]),
+        ("train -c train/qwen3_vl_8b_grpo_auto loss.betta=1", ['"loss.betta"', '"loss.beta"?']),
+        ("train -c train/qwen3_vl_8b_grpo_auto loss.beta=-1", ["beta is -1.0 (loss)", "at least 0"]),
+        ("train -c train/qwen3_vl_8b_grpo_auto rollout.top_p=2", ["top_p=2.0 (rollout)", "at most 1"]),
+        ("train -c train/qwen3_vl_8b_grpo_auto mesh.data=3 mesh.context=7", ["a multiple of 21 devices", "(mesh)"]),
+    ],
+)
+def test_wrong_settings_are_named_with_their_remedy(videoauto, command, words):
+    line = error_of(videoauto(*command.split()), 2)
+    assert all(word in line for word in words), line
 
 
 def test_training_refuses_a_missing_model(videoauto):

@@ -13,7 +13,8 @@ from videoauto_jax.cli.main import main
 from videoauto_jax.config import load_config
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.audit import audit
-from videoauto_jax.data.manifest import Entry, read_manifest, sample_key, usable_samples
+from videoauto_jax.data.manifest import Entry, read_manifest, sample_key
+from videoauto_jax.data.selection import usable_samples
 from videoauto_jax.errors import ConfigError
 from videoauto_jax.train.recipe import GRPOConfig
 
@@ -96,16 +97,18 @@ def test_the_verb_audits_resumes_and_training_leaves_out_by_name(recipe, tmp_pat
     assert {e.id: e for e in read_manifest(tmp_path / "manifest.jsonl").values()} == entries
 
     data = load_config(GRPOConfig, recipe).data
-    assert [sample.id for sample in usable_samples(data, tiny_processor)] == ["toy/1", "toy/2", "toy/3"]
-    assert "toy/4 (" in caplog.text and "longer than max_prompt_tokens=1000" in caplog.text
-    assert "1 samples left out, damaged: toy/5 (MediaError" in caplog.text
+    usable, left_out = usable_samples(data, tiny_processor)
+    assert [sample.id for sample in usable] == ["toy/1", "toy/2", "toy/3"]
+    reasons = {one.id: one.reason for one in left_out}
+    assert "tokens, max_prompt_tokens is 1000" in reasons["toy/4"] and "MediaError" in reasons["toy/5"]
+    assert "toy: 2 samples left out" in caplog.text and "toy/4 (" in caplog.text and "toy/5 (" in caplog.text
     other = load_config(GRPOConfig, recipe, ["data.video.max_frames=2"]).data  # the manifest is of other budgets
-    assert "toy/1" in [sample.id for sample in usable_samples(other, tiny_processor)]
+    assert "toy/1" in [sample.id for sample in usable_samples(other, tiny_processor)[0]]
 
     shutil.copy(tmp_path / "good.mp4", tmp_path / "bad.mp4")  # what was damaged is looked at again
     assert main(["data", "check", "-c", str(recipe)]) == 0
     assert "1 samples read in" in capsys.readouterr().out
-    assert "toy/5" in [sample.id for sample in usable_samples(data, tiny_processor)]
+    assert "toy/5" in [sample.id for sample in usable_samples(data, tiny_processor)[0]]
 
 
 def test_a_recipe_of_another_verb_is_read_but_a_wrong_key_is_not(recipe, capsys):
@@ -113,5 +116,7 @@ def test_a_recipe_of_another_verb_is_read_but_a_wrong_key_is_not(recipe, capsys)
     assert "rouns" in capsys.readouterr().err
     assert main(["data", "check", "-c", str(recipe), "data.manifest="]) == 2
     assert "data.manifest" in capsys.readouterr().err
+    assert main(["data", "check", "-c", str(recipe), "data.sets.toy.problem_type=exact"]) == 1
+    assert "unknown problem type 'exact' (toy/1). Did you mean 'exact_match'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="rouns"):
         load_config(GRPOConfig, recipe, ["rouns=3"])

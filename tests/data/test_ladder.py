@@ -9,14 +9,15 @@ from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.patches import pack_frames, segment_bound
 from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.visuals import load_visual
+from videoauto_jax.models.hf import load_model
 
 LENGTHS, PATCHES, BATCHES = (64, 128, 256, 512), (256, 512, 1024, 2048), 200
 
 
-def random_prompt(rng):
+def random_prompt(rng, side=8):
     """Text, an image or a video of any size, its patches 2 x 2 pixels large so that hundreds of batches are cheap."""
     kind = rng.integers(3)
-    height, width = rng.integers(1, 9, 2)
+    height, width = rng.integers(1, side + 1, 2)
     frames = {0: 0, 1: 1, 2: 2 * int(rng.integers(1, 4))}[int(kind)]
     tokens = max(frames // 2, int(frames == 1)) * int(height * width)
     length = tokens + int(rng.integers(5, 60))
@@ -42,6 +43,20 @@ def test_the_number_of_programs_is_bounded_by_the_ladders(ladders, qwen_folder):
     bounds = {segment_bound(4 * n) for n in range(1, 65)}
     assert program._cache_size() <= len(lengths) * (len(patches) * len(bounds) + 1)
     assert len(kinds) <= program._cache_size() < BATCHES // 3
+
+
+def test_the_model_is_compiled_no_more_often_than_the_ladders_allow(write_tiny):
+    vision = {"depth": 1, "deepstack_visual_indexes": [0], "patch_size": 2, "num_position_embeddings": 16}
+    folder = write_tiny("qwen3_vl", text={"num_hidden_layers": 1}, vision=vision)
+    model, processor = load_model(folder, dtype="float32"), load_processor(folder)
+    forward, rng = jax.jit(lambda model, inputs: model(inputs)), np.random.default_rng(0)
+    lengths, patches = (96, 128), (256, 768)
+    for _ in range(BATCHES):
+        prompts = [random_prompt(rng, side=4) for _ in range(4)]
+        logits = forward(model, processor.collate(prompts, lengths=lengths, patches=patches))
+    assert logits.shape[0] == 4 and logits.shape[1] in lengths
+    bounds = {segment_bound(4 * n) for n in range(1, 17)}
+    assert 2 < forward._cache_size() <= len(lengths) * (len(patches) * len(bounds) + 1) == 14
 
 
 def test_a_mixed_batch_is_one_program(checkpoint):

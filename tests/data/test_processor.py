@@ -1,8 +1,10 @@
 """Messages to model inputs: prompts spelled out by hand, real files, bad input."""
 
 import pickle
+import re
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from videoauto_jax.data import visuals
 from videoauto_jax.data.processor import load_processor
-from videoauto_jax.data.vision import plan_video
+from videoauto_jax.data.vision import frame_range, plan_video
 from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, MediaError, ModelError
 from videoauto_jax.models.rope import mrope_positions
@@ -122,6 +124,42 @@ def test_outer_blocks_are_those_of_transformers(processor, clip):
     assert processor.encode(user(video(clip))).token_ids.tolist() == spelled(processor, blocks)
 
 
+@pytest.mark.parametrize("wanted", [{"fps": 0.5}, {"fps": 1.5, "video_start": 0.7}, {"nframes": 10, "fps": None}])
+def test_fractional_rates_are_those_of_transformers(wanted, checkpoint, qwen_folder, tmp_path, write_clip):
+    """Seconds between temporal patches, timestamps and positions, from a file of 30000 / 1001 frames per second."""
+    torch = pytest.importorskip("torch")
+    from types import SimpleNamespace
+
+    from transformers import Qwen2_5_VLModel, Qwen3VLProcessor
+    from transformers.video_utils import VideoMetadata
+
+    path, rate = write_clip(tmp_path / "ntsc.mp4", frames=200, fps=Fraction(30000, 1001)), 30000 / 1001
+    item = {"type": "video", "video": path, "min_pixels": 4096, "max_pixels": 4096, "min_frames": 2, **wanted}
+    first, _, total = frame_range(item, 200, rate)
+    indices = list(plan_video(200, rate, 64, 64, item).indices)
+    stamps = Qwen3VLProcessor._calculate_timestamps(None, list(indices), rate)
+    newer = load_processor(qwen_folder)
+    text = newer.decode(newer.encode(user(item)).token_ids)
+    assert re.findall(r"<([\d.]+) seconds>", text) == [f"{stamp:.1f}" for stamp in stamps]
+
+    # qwen-vl-utils counts the frames of the segment as all there are.
+    metadata = VideoMetadata(total_num_frames=total, fps=rate, frames_indices=[i - first for i in indices])
+    processor = load_processor(checkpoint("qwen2_5_vl"), position_convention="hf")
+    encoded = processor.encode(user("Look:", item, "What?"))
+    facts = {"spatial_merge_size": 2, "tokens_per_second": 2}
+    oracle = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(**facts)))
+    oracle.get_vision_position_ids = Qwen2_5_VLModel.get_vision_position_ids.__get__(oracle)
+    expected, _ = Qwen2_5_VLModel.get_rope_index(
+        oracle,
+        torch.tensor(encoded.token_ids)[None],
+        torch.tensor(2 * (encoded.token_ids == processor.video_token_id))[None],
+        None,
+        torch.tensor([plan_video(200, rate, 64, 64, item, patch_size=14).grid]),
+        second_per_grid_ts=torch.tensor([2 / metadata.sampled_fps]),
+    )
+    np.testing.assert_array_equal(encoded.positions, expected[:, 0])
+
+
 def test_pixels_of_a_video_are_its_frames(processor, tmp_path, write_clip, frame_number):
     path = write_clip(tmp_path / "b.mp4", frames=40, size=(64, 64))
     budget = {"type": "video", "video": path, "min_pixels": 4096, "max_pixels": 4096, "nframes": 8}
@@ -229,6 +267,9 @@ def test_bad_messages_are_named(processor, qwen_folder, clip, tmp_path):
     with pytest.raises(DataError, match="without messages"):
         processor.encode([])
     strict = load_processor(qwen_folder)
+    strict.chat_template = "{% for x in %}"
+    with pytest.raises(ModelError, match="template is broken, line 1: .*Restore the checkpoint's chat_template.jinja"):
+        strict.encode(user("Hi"))
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match="refuses the messages: roles must alternate"):
         strict.encode(user("Hi"))

@@ -94,7 +94,12 @@ def test_a_stated_maximum_lowers_the_default_minimum(tmp_path):
             "patch_size is 14 .* and 16",
         ),
         ({"config": {"model_type": "qwen3_vl", "vision_config": {"num_position_embeddings": 50}}}, "not a square"),
-        ({"config": {"model_type": "qwen3_vl", "vision_config": {"temporal_patch_size": 1}}}, "must be 2"),
+        ({"config": {"model_type": "qwen3_vl", "vision_config": {"patch_size": 0}}}, "patch_size is 0, not a whole"),
+        (
+            {"config": {"model_type": "qwen3_vl"}, "generation_config": {"eos_token_id": "<|im_end|>"}},
+            "eos_token_id is '<.im_end.>', not a token id .*generation_config.json.*own file",
+        ),
+        ({"config": {"model_type": "qwen3_vl", "vision_config": {"temporal_patch_size": 1}}}, "is not 2"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(files, message, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.order import epoch_order
-from videoauto_jax.data.skips import SkipLog
+from videoauto_jax.data.skips import LeftOut, SkipLog, left_out_earlier
 from videoauto_jax.data.stream import PromptStream, StreamConfig
 from videoauto_jax.errors import CheckpointError, ConfigError, DataError, MediaError
 
@@ -121,6 +121,27 @@ def test_resumed_run_writes_no_event_twice(tmp_path):
     once = tmp_path / "once.jsonl"
     take(stream(encoder=Encoder(bad=[1, 2]), skip_log=once), 4)
     assert len(set(keys)) == len(keys) and events == [json.loads(line) for line in once.read_text().splitlines()]
+
+
+def test_samples_left_out_beforehand_begin_the_log(tmp_path):
+    log, out = tmp_path / "skipped.jsonl", [LeftOut("fake/11", "a.mp4", "its media do not exist")]
+    assert left_out_earlier(log) is None
+
+    def source():
+        config = StreamConfig(batch_size=4, seed=7, workers=0)
+        return PromptStream(samples(11), Encoder(bad=[1, 2]), config, skip_log=log, left_out=out)
+
+    one = source()
+    take(one, 4)
+    written = log.read_text()
+    first, *others = map(json.loads, written.splitlines())
+    assert first["id"] == "fake/11" and first["epoch"] is None and len(others) == one.skipped > 0
+    assert left_out_earlier(log) == out
+    again = source()
+    again.restore(one.state())
+    assert (again.left_out, again.skipped) == (1, one.skipped) and log.read_text() == written
+    SkipLog(log)  # a run that leaves nothing out begins anew
+    assert log.read_text() == "" and left_out_earlier(log) == []
 
 
 def test_sample_that_kills_its_worker_is_skipped(tmp_path):

@@ -65,6 +65,12 @@ def test_plan_image(case):
     assert plan.tokens == case["tokens"]
 
 
+def test_an_image_is_enlarged_as_by_the_hf_processor():
+    row = "qwen3_image_64x96_with_resize(vLLM-side default if size.shortest_edge=65536)"
+    plan = plan_image(64, 96, {"min_pixels": 65536}, patch_size=16)
+    assert [list(plan.grid)] == CASES["hf_processors_4_57_1"][row]["grid_thw"]
+
+
 @settings(deadline=None)
 @given(st.integers(2, 100_000), st.integers(0, 100_000), st.integers(1, 400))
 def test_indices_are_those_of_torch(last, first, pairs):

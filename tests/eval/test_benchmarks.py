@@ -31,6 +31,12 @@ def test_videomme_takes_the_first_capital(row, boxed):
     assert benchmark("videomme", boxed=boxed).extract(row["in"]) == row["boxed" if boxed else "plain"]
 
 
+@pytest.mark.parametrize("name", ["videomme", "mmvu", "nextgqa"])
+def test_two_prefixes_count_as_one_where_commas_are_missing(name):
+    assert benchmark(name).extract("Best answer:Best option: A") == "A"
+    assert benchmark(name).extract("Best answer: A") == "B"
+
+
 @pytest.mark.parametrize("row", rows("mmvu_letter"))
 def test_mmvu_takes_the_first_capital(row):
     assert benchmark("mmvu").extract(row["in"]) == row["boxed"]
@@ -47,6 +53,11 @@ def test_mvbench_takes_the_first_lone_letter(row, boxed):
     record = {"candidates": ["x", "y", "z"], "answer": "xyz"["ABC".index(row["gold"])]}
     score = benchmark("mvbench", boxed=boxed).score(record, row["pred"])
     assert score == row["score_boxed" if boxed else "score_plain"]
+
+
+def test_mvbench_takes_a_tab_for_a_space_before_it_looks_what_touches_one():
+    record = {"candidates": ["x", "y"], "answer": "y"}
+    assert benchmark("mvbench", boxed=False).score(record, "b{c\t{") == 0  # `bc`
 
 
 @pytest.mark.parametrize("row", rows("longvideobench_letter"))
@@ -108,6 +119,13 @@ def test_mvp_counts_pairs(row):
 def test_grounding_reads_a_segment(row):
     score = benchmark("charades").score({"timestamp": [10, 20]}, row["in"])
     assert [json.loads(score.prediction), float(score)] == row["pred_iou"]
+
+
+@pytest.mark.parametrize("name", ["charades", "activitynet_tvg"])
+def test_a_truth_that_ends_before_it_begins_overlaps_with_nothing_as_published(name):
+    assert benchmark(name).score({"timestamp": [20.0, 10.0]}, "\\boxed{[10.0, 20.0]}") == 0
+    assert benchmark(name).score({"timestamp": [3.0, 3.0]}, "\\boxed{[3.0, 3.0]}") == 0
+    assert benchmark(name, "strict").score({"timestamp": [20.0, 10.0]}, "\\boxed{[10.0, 20.0]}") == 1
 
 
 @pytest.mark.parametrize("row", rows("nextgqa(gt B, [10,20],[30,40])"))
@@ -197,6 +215,8 @@ def test_groups_weigh_as_published():
     assert benchmark("mvbench").aggregate(mvbench)["mvbench_accuracy"] == 75  # by size
     tracks = [of(1, track="a"), of(1, track="a"), of(1, track="a"), of(0, track="b")]
     assert benchmark("video_mmmu").aggregate(tracks)["mmmu_acc"] == 0.5  # each alike
+    empty = Score(0, groups={"track": "b"}, counted=False)
+    assert benchmark("video_mmmu").aggregate([*tracks[:3], empty])["mmmu_acc"] == 0.5  # a track without an answer is 0
     mmvu = benchmark("mmvu")
     row = {"answer": "A", "choices": {"A": "x"}, "video_path": "videos/Astrology/1.mp4"}
     dropped, kept = mmvu.score(row, "A"), mmvu.score(row | {"video_path": "videos/Art/1.mp4"}, "B")
@@ -213,6 +233,16 @@ def test_breakdown_has_every_category():
 @pytest.mark.parametrize("name", known_benchmarks())
 def test_nothing_has_no_mean(name):
     assert set(benchmark(name).aggregate([]).values()) == {None}
+
+
+@pytest.mark.parametrize("name", known_benchmarks())
+def test_the_docs_name_every_column_and_place(name):
+    chosen, text = benchmark(name), (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    listed = next(line for line in text[text.index("| name | columns |") :].splitlines() if f"`{name}`" in line)
+    dotted = {"option1", "option2", "option3"}
+    assert [column for column in chosen.columns if f"`{column}`" not in listed and column not in dotted] == []
+    assert f"{chosen.repo}, {chosen.split}" in text or name in ("mvp", "mvp_mini")
+    assert f"`{chosen.folder}`" in text and chosen.title.split(" (")[0] in text
 
 
 def test_an_unknown_benchmark_is_told_its_nearest():

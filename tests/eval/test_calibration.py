@@ -5,17 +5,17 @@ import itertools
 import pytest
 
 from videoauto_jax.errors import DataError
-from videoauto_jax.eval.calibration import calibrate, pareto, pick, split
+from videoauto_jax.eval.calibration import MOST, calibrate, pareto, pick, split
 from videoauto_jax.eval.cost import fit_cost, wall_seconds
 from videoauto_jax.eval.records import OTHERS
 from videoauto_jax.eval.scoring import ALWAYS_THINK
 
 
-def record(n, first, second, confidence, media=None, finish="stop"):
+def record(n, first, second, confidence, media=None):
     return {
         "id": f"s/{n}", "source": "s", "benchmark": None, "boxed": True, "row": {}, "tags": [], "media": media,
         "problem_type": "exact_match", "score_first": first, "score_second": second, "iou_first": None,
-        "iou_second": None, "confidence": confidence, "tokens": 100, "first_tokens": 10, "finish_reason": finish,
+        "iou_second": None, "confidence": confidence, "tokens": 100, "first_tokens": 10, "finish_reason": "stop",
     }  # fmt: skip
 
 
@@ -43,6 +43,13 @@ def test_the_picked_threshold_is_reported_on_the_rest():
 def test_a_budget_of_tokens_is_kept():
     found = calibrate(records(), "paper", budget=50)[OTHERS]
     assert found["reported"]["tokens"] == 10 and found["threshold"] <= 0.4
+
+
+def test_many_confidences_are_tried_at_their_quantiles():
+    many = [record(n, float(n > 3000), 1.0, n / 6000, f"{n}.mp4") for n in range(6000)]
+    found = calibrate(many, "paper")[OTHERS]
+    assert len(found["curve"]) == MOST + 2 and found["picked"]["score"] >= 99.5
+    assert abs(found["threshold"] - 0.5) < 0.02 and found["reported"]["score"] > 98
 
 
 def test_pick_and_pareto():
@@ -79,7 +86,5 @@ def test_seconds_of_processes_that_ran_at_once_count_once():
 
 
 def test_what_cannot_be_calibrated_is_told():
-    with pytest.raises(DataError, match="sampling.mode=record"):
-        calibrate([record(0, 1.0, 1.0, 0.9, finish="exit")], "paper")
     with pytest.raises(DataError, match="1 samples cannot be split"):
         calibrate([record(0, 1.0, 1.0, 0.9)], "paper")

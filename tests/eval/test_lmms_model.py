@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 import types
 from importlib.metadata import entry_points
@@ -107,3 +110,45 @@ def test_lmms_eval_finds_the_model(plugin):
     models = registry.ModelRegistryV2()
     models.register_manifest(manifest())
     assert models.get_model_class("videoauto_jax") is plugin.VideoAutoJax
+
+
+def test_a_whole_run_inside_lmms_eval(tiny_folder, benchmark_root, tmp_path):
+    """The harness loads a task, asks the model that it finds by the entry point, and scores."""
+    pytest.importorskip("lmms_eval.evaluator", reason="needs lmms-eval with all it depends on")
+    clip = str(benchmark_root / "clip.mp4")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"n": n, "clip": clip}) + "\n" for n in range(3)))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mini.yaml").write_text(TASK.replace("ROWS", str(tmp_path / "rows.jsonl")))
+    (tmp_path / "task" / "utils.py").write_text(FUNCTIONS)
+    sizes = "data__video__max_frames=4,data__video__max_pixels=16384,sampling__max_new_tokens=8,dtype=float32"
+    options = {"tasks": "mini", "batch_size": "2", "include_path": tmp_path / "task", "output_path": tmp_path / "out",
+               "model_args": f"model={tiny_folder},recipe=eval/qwen3_vl_auto_128k,{sizes}"}  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "lmms_eval", "--model", "videoauto_jax", *words]
+    process = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert process.returncode == 0, process.stderr[-2000:]
+    result = json.loads(next((tmp_path / "out").rglob("*_results.json")).read_text())
+    assert result["results"]["mini"]["asked,none"] == 1.0
+
+
+TASK = """
+task: mini
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_messages: !function utils.messages
+doc_to_target: n
+generation_kwargs: {max_new_tokens: 8}
+process_results: !function utils.results
+metric_list: [{metric: asked, aggregation: mean, higher_is_better: true}]
+"""
+FUNCTIONS = """
+visual = lambda row: [row["clip"]]
+text = lambda row, kwargs=None: "What is it?"
+parts = lambda row: [{"type": "video", "url": row["clip"]}, {"type": "text", "text": text(row)}]
+messages = lambda row, kwargs=None: [{"role": "user", "content": parts(row)}]
+results = lambda row, said: {"asked": float(isinstance(said[0], str))}
+"""

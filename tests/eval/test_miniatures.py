@@ -18,9 +18,10 @@ from videoauto_jax.eval import benchmark, runner
 from videoauto_jax.eval.annotations import find_tables, read_rows
 from videoauto_jax.eval.cases import load_cases
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
+from videoauto_jax.eval.continuing import difference
 from videoauto_jax.eval.export import benchmark_rows
 from videoauto_jax.eval.report import evaluation_report
-from videoauto_jax.eval.runner import evaluate, read_records
+from videoauto_jax.eval.runner import evaluate, read_records, read_timings
 from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
 from videoauto_jax.sampling.sampler import SamplingConfig
 
@@ -108,6 +109,19 @@ def test_auto_mixes_both_answers_by_confidence(answered):
 def test_strict_is_another_verdict_on_the_same_answers(answered):
     found = answered("videomme", profile="strict")["benchmarks"]["videomme"]["modes"]
     assert found["first"]["score"] == 25  # "Dog" names no option
+
+
+def test_one_more_benchmark_goes_on_where_the_others_ended(answered, benchmark_root, tmp_path):
+    one = answered("videomme")["benchmarks"]
+    both = config_of(benchmark_root, tmp_path / "out", "videomme", "charades")
+    fewer = difference(both, config_of(benchmark_root, "", "charades"))
+    other = difference(both, dataclasses.replace(both, benchmarks=both.benchmarks | {"charades": BenchmarkConfig("x")}))
+    assert fewer == "videomme was evaluated and is no more" and other.startswith("benchmarks.charades was {} and is")
+    names = {name: BenchmarkConfig() for name in ("videomme", "charades")}
+    found = answered("charades", benchmarks=names)  # its script knows the answers to Charades-STA alone
+    assert found["benchmarks"]["videomme"]["modes"] == one["videomme"]["modes"]
+    assert found["benchmarks"]["charades"]["n"] == 3
+    assert len(read_timings(tmp_path / "out")) == 7
 
 
 def test_records_are_scored_again_without_the_data(answered, tmp_path):
@@ -240,11 +254,11 @@ def test_wrong_layouts_are_told(tmp_path):
         list(read_rows(chosen, tmp_path / "none", [""]))
     (tmp_path / "readme.txt").write_text("")
     with pytest.raises(DataError, match=r"expected test\*.parquet.*found no parquet or JSON file"):
-        find_tables(chosen, tmp_path, "")
+        find_tables(chosen, tmp_path, [""])
     for name in ("train.json", "dev.json"):
         (tmp_path / name).write_text("[]")
     with pytest.raises(DataError, match=r"expected test\*.parquet.*found dev.json, train.json"):
-        find_tables(chosen, tmp_path, "")
+        find_tables(chosen, tmp_path, [""])
 
 
 def test_a_changed_schema_is_told(tmp_path, benchmark_root):

@@ -152,6 +152,15 @@ def test_an_evaluation_without_second_answers_has_no_gate(records):
     assert "The gate" in Outline(evaluation_report(full, records)).text
 
 
+def test_the_browser_holds_some_of_every_source(records):
+    two = [record | {"source": ("one", "two")[n % 2]} for n, record in enumerate(records)]
+    summary = {"model": "m", "n": 24, "mode": "record", "profile": "paper", "threshold": 0.9, "skipped": [],
+               "benchmarks": {}, "unscored": {}, "eval": score_modes(two, 0.9)}  # fmt: skip
+    html = evaluation_report(summary, two, samples=3)
+    cards = re.findall(r'<article class="([^"]*)"', html)
+    assert [sum(f"source-{n}" in card for card in cards) for n in (1, 2)] == [3, 3] and len(cards) == 6
+
+
 def test_reports_are_written_whole(tmp_path, html):
     path = write_report(tmp_path, html)
     assert path == tmp_path / "report.html" and path.read_text() == html

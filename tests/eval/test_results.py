@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from videoauto_jax.cli.eval import benchmarks_table
 from videoauto_jax.cli.main import main
 from videoauto_jax.config import dump_config
 from videoauto_jax.data.recipe import DataConfig
@@ -66,6 +67,14 @@ def test_tables_stand_beside_the_published_results(finished, capsys):
     assert latex == (finished / "table.tex").read_text() and latex.count("\\\\") == 3 and "Thinks, \\%" in latex
 
 
+def test_a_score_of_nothing_is_shown(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    for found in summary["benchmarks"].values():
+        found["modes"]["auto"]["score"] = 0.0
+    heads = [column.header for column in benchmarks_table(summary).columns]
+    assert "Score" in heads and "Skipped" not in heads
+
+
 def test_the_report_shows_benchmarks_and_filters_without_a_script(finished):
     html = (finished / "report.html").read_text()
     outline = Outline(html)
@@ -82,6 +91,9 @@ def test_scores_again_without_a_model(finished, tmp_path):
     summary = json.loads((tmp_path / "strict" / "summary.json").read_text())
     assert summary["profile"] == "strict" and summary["benchmarks"]["videomme"]["modes"]["auto"]["think_ratio"] == 0
     assert main(["eval", "rescore", str(finished), str(tmp_path / "strict")]) == 2
+    before = (finished / "samples.jsonl").read_bytes()
+    assert main(["eval", "rescore", str(finished), str(finished), "--force"]) == 2
+    assert (finished / "samples.jsonl").read_bytes() == before
 
 
 def test_two_runs_are_compared(finished, tmp_path, capsys):
@@ -99,7 +111,9 @@ def test_what_the_gate_cut_short_is_not_scored_as_if_it_had_not(finished, tmp_pa
     assert main(["eval", "compare", str(finished), str(finished), "mode=second"]) == 2
     assert "tells nothing of mode second" in capsys.readouterr().err
     assert main(["eval", "rescore", str(finished), str(tmp_path / "again"), "threshold=0.9"]) == 2
-    assert "cut answers short at its own threshold" in capsys.readouterr().err
+    assert "tells nothing of mode second" in capsys.readouterr().err
+    assert main(["eval", "calibrate", str(finished)]) == 2
+    assert "tells nothing of mode second (" in capsys.readouterr().err
     assert main(["eval", "rescore", str(finished), str(tmp_path / "again"), "profile=strict"]) == 0
 
 

@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from videoauto_jax.data.annotations import VideoBudget
 from videoauto_jax.data.datasets import DatasetConfig
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import ConfigError, DataError, MediaError, ModelError, UsageError
 from videoauto_jax.eval import runner
 from videoauto_jax.eval.cases import beside_each_other, choose, load_cases
 from videoauto_jax.eval.config import EvalConfig
+from videoauto_jax.eval.continuing import difference
 from videoauto_jax.eval.prompts import Prompts
+from videoauto_jax.eval.results import Results
 from videoauto_jax.eval.runner import evaluate, read_records, read_timings
 from videoauto_jax.files import read_jsonl
 from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer, refusal
 from videoauto_jax.sampling.sampler import SamplingConfig
+from videoauto_jax.sharding import MeshConfig
 
 COUNT = 10
 
@@ -166,9 +170,59 @@ def test_what_is_wrong_with_the_model_is_no_damaged_sample(config, script, monke
 def test_results_of_other_settings_are_not_mixed(config, script):
     evaluate(config)
     other = dataclasses.replace(config, profile="strict")
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match="other settings: profile was paper and is strict"):
         evaluate(other)
     assert evaluate(other, force=True)["profile"] == "strict"
+
+
+def test_a_run_goes_on_with_other_workers_slots_and_reports(config, script):
+    script.die_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    script.asked, script.die_after = [], None
+    other = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, workers=1, prefetch=3),
+        sampling=dataclasses.replace(config.sampling, prompts=2),
+        strict_media=True,
+        published="VideoAuto-R1-8B",
+        graders=1,
+        mesh=MeshConfig(fsdp=1),
+    )
+    assert other.mesh != config.mesh and evaluate(other)["n"] == COUNT and len(script.asked) == COUNT - 4
+    assert Results(config.output).config == dataclasses.replace(other, strict_media=False)
+
+
+def test_a_folder_without_an_answer_goes_on_under_any_recipe(config, script, monkeypatch):
+    def encode(messages):
+        raise ModelError("no chat template")
+
+    with monkeypatch.context() as broken, pytest.raises(ModelError):
+        broken.setattr(script, "encode", encode)
+        evaluate(config)
+    assert evaluate(dataclasses.replace(config, seed=1))["n"] == COUNT
+    with pytest.raises(UsageError, match="seed was 1 and is 0"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("model", {"model": "elsewhere"}),
+        ("prompt_variant was train and is eval", {"prompt_variant": "eval"}),
+        ("seed was 0 and is 1", {"seed": 1}),
+        ("data.video.max_frames", {"data": {"video": VideoBudget(max_frames=3)}}),
+        ("data.prompt was answer_twice and is direct", {"data": {"prompt": "direct"}}),
+        ("sampling.seed", {"sampling": {"seed": 1}}),
+        ("sampling.max_new_tokens", {"sampling": {"max_new_tokens": 9}}),
+        ("sampling.cache_dtype", {"sampling": {"cache_dtype": "int8"}}),
+    ],
+)
+def test_another_recipe_is_refused_by_the_key_that_differs(config, key, change):
+    inner = {name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+             for name, value in change.items()}  # fmt: skip
+    assert difference(config, dataclasses.replace(config, **inner)).startswith(key)
+    assert difference(config, config) is None
 
 
 def test_answers_to_other_questions_or_of_other_weights_are_not_kept(config, script):

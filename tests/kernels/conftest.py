@@ -134,12 +134,40 @@ def cudnn_forward(q, k, v, q_lengths, k_lengths, **options):
 
 
 def cudnn_backward(q, k, v, q_lengths, k_lengths, lse, out, out_bar, **options):
+    scores, _ = cudnn_scores(q.astype(jnp.float32), k.astype(jnp.float32), k_lengths, options)
+    return flash_backward(q, k, v, jnp.exp(scores - lse[..., None]), out, out_bar, options["scale"])
+
+
+@pytest.fixture
+def tokamax_stand_in(monkeypatch):
+    """tokamax's own forward pass in XLA, and what its kernels compute backward, in the place of its GPU operation."""
+    base = pytest.importorskip("tokamax._src.ops.attention.base")
+    from videoauto_jax.kernels import tokamax_mosaic
+
+    plain = base.DotProductAttention()
+
+    def forward(q, k, v, *, mask, return_residuals):
+        return plain(q, k, v, mask=mask, return_residuals=return_residuals)
+
+    def backward(statistics, out, out_bar, q, k, v, *, mask, logits_scale, **options):
+        wide = q.astype(jnp.float32), jnp.repeat(k, q.shape[2] // k.shape[2], 2).astype(jnp.float32)
+        scores = jnp.einsum("btnh,bsnh->bnts", *wide) * logits_scale
+        scores = jnp.where(mask.as_array(q.shape[1], k.shape[1]), scores, -jnp.inf)
+        weights = jnp.exp(scores - statistics[0][..., None]) / statistics[1][..., None]
+        return dict(zip("qkv", flash_backward(q, k, v, weights, out, out_bar, logits_scale)))
+
+    operation = functools.partial(forward)
+    operation.bind, operation.vjp = plain.bind, backward
+    monkeypatch.setattr(tokamax_mosaic, "operation", lambda: operation)
+
+
+def flash_backward(q, k, v, p, out, out_bar, scale):
+    """Gradients from the weights `p` and the forward pass's output, as kernels compute them."""
     dtype, (q, k, v, out, out_bar) = q.dtype, (x.astype(jnp.float32) for x in (q, k, v, out, out_bar))
-    scores, group = cudnn_scores(q, k, k_lengths, options)
-    p = jnp.exp(scores - lse[..., None])
+    group = q.shape[2] // k.shape[2]
     delta = jnp.einsum("btnh,btnh->bnt", out, out_bar)
     p_bar = jnp.einsum("btnh,bsnh->bnts", out_bar, jnp.repeat(v, group, 2))
-    score_bar = p * (p_bar - delta[..., None]) * options["scale"]
+    score_bar = p * (p_bar - delta[..., None]) * scale
     fold = lambda x: x.reshape(*k.shape[:3], group, k.shape[3]).sum(3)  # noqa: E731
     q_bar = jnp.einsum("bnts,bsnh->btnh", score_bar, jnp.repeat(k, group, 2))
     k_bar, v_bar = jnp.einsum("bnts,btnh->bsnh", score_bar, q), jnp.einsum("bnts,btnh->bsnh", p, out_bar)

@@ -97,15 +97,8 @@ def usable(monkeypatch, request):
     """`usable(backend)`: as far as it can be made to run here."""
 
     def make(backend):
-        if backend == "cudnn":
-            request.getfixturevalue("cudnn_stand_in")
-        if backend == "tokamax":
-            base = pytest.importorskip("tokamax._src.ops.attention.base")
-            from videoauto_jax.kernels import tokamax_mosaic
-
-            plain = base.DotProductAttention(vjp=base.DotProductAttentionVjp())  # the same contract, in XLA
-            monkeypatch.setattr(tokamax_mosaic, "operation", lambda: plain)
         if backend in ("cudnn", "tokamax"):
+            request.getfixturevalue(f"{backend}_stand_in")
             monkeypatch.setattr(backends, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
 
     return make

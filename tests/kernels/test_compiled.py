@@ -36,9 +36,9 @@ pytestmark = pytest.mark.skipif(
 
 CASES = {
     ("7b-causal-16k", ""): {"mosaic", "splash"}, ("8b-packed", ""): {"mosaic", "splash"},
-    ("frames", ""): {"mosaic", "splash"}, ("7b-shared", ""): {"mosaic", "splash"},
+    ("frames-72", ""): {"mosaic", "splash"}, ("7b-shared", ""): {"mosaic", "splash"},
     ("8b-branches", "splash"): {"splash"}, ("decode", "triton"): {"triton"},
-    ("7b-decode-64k-bfloat16", "composed"): {"composed"}, ("layer", "mosaic"): {"mosaic"},
+    ("7b-decode-64k-bfloat16", "composed"): {"composed"}, ("layer-128k-gather", "mosaic"): {"mosaic"},
 }  # fmt: skip
 """Cases of the benchmark, and the only backend compiled if one is named -> backends that serve them; the benchmark's
 own `--aot` compiles many more."""

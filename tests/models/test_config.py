@@ -29,6 +29,12 @@ def facts(folder):
         (lambda f: with_text(f, hidden_size=None), "lacks 'hidden_size'"),
         (lambda f: with_text(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope type 'yarn'"),
         (lambda f: with_text(f, rope_parameters={"mrope_section": [4, 2, 1], "rope_theta": 1e6}), "mrope_section"),
+        (lambda f: with_text(f, rope_parameters="default"), "fact of a wrong kind"),
+        (lambda f: with_text(f, num_attention_heads=0), "num_heads of TextConfig is 0"),
+        (lambda f: with_text(f, num_hidden_layers=2.5), "num_layers of TextConfig is 2.5, not a whole number"),
+        (lambda f: with_text(f, num_attention_heads=3), "heads do not divide: 3 by 2"),
+        (lambda f: with_vision(f, hidden_size=-32), "hidden_size of Qwen3VisionConfig is -32"),
+        (lambda f: with_vision(f, deepstack_visual_indexes=[0, 9]), r"\[0, 9\] are not all of the 4 blocks"),
     ],
 )
 def test_configs_that_cannot_be_served_are_named(tiny_folder, change, message):
@@ -84,6 +90,13 @@ def test_pixels_are_normalised_as_the_processor_file_says(checkpoint, tmp_path):
     (tmp_path / "processor_config.json").write_text('{"image_processor": {"image_std": [0.4, 0.5, 0.6]}}')
     vision = read_config(tmp_path).vision
     assert (vision.image_mean, vision.image_std) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6))
+
+
+def test_experts_and_windows_that_cannot_be_are_named(checkpoint):
+    with pytest.raises(ModelError, match="99 of 8 experts cannot be chosen"):
+        parse_config(with_text(facts(checkpoint("qwen3_vl_moe")), num_experts_per_tok=99))
+    with pytest.raises(ModelError, match="window_size 20 holds not one token of 28 pixels"):
+        parse_config(with_vision(facts(checkpoint("qwen2_5_vl")), window_size=20))
 
 
 def test_experts(checkpoint):

@@ -158,9 +158,49 @@ def test_weights_that_do_not_fit_are_named(broken, change, message):
     assert str(folder) in str(raised.value)
 
 
-def test_a_tied_head_may_be_stored(broken):
-    folder = broken(lambda t: t | {"lm_head.weight": t["model.language_model.embed_tokens.weight"]})
-    assert "head/kernel" not in parameter_paths(load_model(folder))
+EMBED = "model.language_model.embed_tokens.weight"
+
+
+def test_a_tied_head_may_be_stored(broken, tmp_path):
+    folder = broken(lambda t: t | {"lm_head.weight": t[EMBED]})
+    model = load_model(folder, dtype="float32")
+    assert "head/kernel" not in parameter_paths(model)
+    embedding = model.text.embed.embedding
+    embedding.set_value(embedding[...] + 1)
+    save_model(model, tmp_path / "out", like=folder)
+    found, before = tensors_of(tmp_path / "out"), tensors_of(folder)
+    assert found.keys() == before.keys()
+    for key in ("lm_head.weight", EMBED):
+        np.testing.assert_array_equal(found[key], before[EMBED] + 1)
+
+
+def test_a_head_that_the_config_contradicts_is_refused(broken, untied_folder, tmp_path):
+    folder = broken(lambda t: t | {"lm_head.weight": np.nextafter(t[EMBED], np.float32(9))})
+    with pytest.raises(
+        ModelError, match=r"ties lm_head\.weight to .*embed_tokens.*differ .*Set tie_word_embeddings to f"
+    ):
+        load_model(folder)
+    tensors = tensors_of(untied_folder)
+    shutil.copytree(untied_folder, tmp_path / "headless")
+    save_file(without("lm_head.weight")(tensors), tmp_path / "headless" / "model.safetensors")
+    with pytest.raises(ModelError, match=r"missing weights: lm_head\.weight"):
+        load_model(tmp_path / "headless")
+
+
+def test_a_tensor_in_several_files(tiny_folder, tiny_model, tmp_path):
+    """The index decides; without one nothing does, unless there is a file that is the whole model."""
+    folder, key = tmp_path / "copy", "model.language_model.norm.weight"
+    save_model(tiny_model, folder, like=tiny_folder, max_shard_size="100KB")
+    index = folder / "model.safetensors.index.json"
+    owner = json.loads(index.read_text())["weight_map"][key]
+    for other in {file.name for file in folder.glob("*.safetensors")} - {owner}:
+        save_file(load_file(folder / other) | {key: np.zeros(48, np.float32)}, folder / other)
+    np.testing.assert_array_equal(load_model(folder, dtype="float32").text.norm.scale[...], tiny_model.text.norm.scale)
+    index.unlink()
+    with pytest.raises(ModelError, match=rf"{key} is in model-00001.* and in model-00002.*Remove the file"):
+        load_model(folder)
+    shutil.copy(tiny_folder / "model.safetensors", folder)
+    assert load_model(folder, dtype="float32").text.norm.scale[...].all()
 
 
 def test_a_truncated_file_is_named(broken):

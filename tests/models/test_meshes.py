@@ -12,8 +12,8 @@ from videoauto_jax.sharding import MeshConfig, make_mesh, place_inputs
 
 LAYOUTS = [{"fsdp": 8}, {"fsdp": 1, "tensor": 8}, {"fsdp": 4, "tensor": 2}]
 EXPERT = [{"fsdp": 1, "expert": 8}, {"fsdp": 1, "expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}]
-CASES = [(family, mesh) for family in ("qwen2_5_vl", "qwen3_vl") for mesh in LAYOUTS]
-CASES += [("qwen3_vl_moe", mesh) for mesh in [LAYOUTS[2], *EXPERT]]
+CASES = [(family, mesh) for family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe") for mesh in LAYOUTS]
+CASES += [("qwen3_vl_moe", mesh) for mesh in EXPERT]
 
 forward = jax.jit(lambda model, inputs: model(inputs))
 

@@ -1,5 +1,6 @@
 """The model against transformers' torch classes in float32: whole, in parts, and while generating."""
 
+import dataclasses
 import os
 
 import jax
@@ -14,8 +15,9 @@ from videoauto_jax.data.visuals import load_visual
 from videoauto_jax.data.windows import token_rows
 from videoauto_jax.kernels.attention import self_attention
 from videoauto_jax.models.hf import load_model, save_model
-from videoauto_jax.models.rotary import text_rotary
+from videoauto_jax.models.rotary import text_rotary, vision_rotary
 from videoauto_jax.models.tensor_files import stored_tensors
+from videoauto_jax.models.vision import normalised
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
 torch = pytest.importorskip("torch")
@@ -31,8 +33,8 @@ def image(width, height):
     return {"type": "image", "image": Image.fromarray(noise(height, width)), **BUDGET}
 
 
-def video(frames, width, height):
-    return {"type": "video", "video": list(noise(frames, height, width)), "sample_fps": 2.0, **BUDGET}
+def video(frames, width, height, fps=2.0):
+    return {"type": "video", "video": list(noise(frames, height, width)), "sample_fps": fps, **BUDGET}
 
 
 def noise(*shape):
@@ -48,7 +50,7 @@ CASES = {
     "image": user(image(100, 70), "What is it?"),
     "two images": user(image(64, 64), "and", image(40, 130), "Which?"),
     "video": user(video(5, 90, 60), "What happens?"),  # an odd number of frames
-    "two videos": user(video(4, 64, 64), video(9, 50, 120), "Which?"),
+    "two videos": user(video(4, 64, 64, fps=1.5), video(9, 50, 120, fps=0.7), "Which?"),
     "image and video": user("First", image(70, 50), "then", video(6, 64, 96), "What happens in the video?"),
 }
 
@@ -100,6 +102,11 @@ def their_logits(model, inputs):
         return model(**inputs).logits[0].numpy()
 
 
+def one_of(stacked, index):
+    graph, weights = nnx.split(stacked)
+    return nnx.merge(graph, jax.tree.map(lambda stack: stack[index], weights))
+
+
 def test_logits_of_every_kind_of_prompt_alone_and_in_one_padded_batch(pair):
     ours, reference, processor = pair
     batch = np.asarray(forward(ours, processor(list(CASES.values()))))
@@ -137,6 +144,11 @@ def test_greedy_continuation(pair, penalty):
             written = reference.generate(**inputs, max_new_tokens=32, do_sample=False, repetition_penalty=penalty)
         assert answer.token_ids.tolist() == written[0, inputs["input_ids"].shape[1] :].tolist(), name
     assert {len(answer.token_ids) for answer in answers} & {32}  # not all stopped early
+    sampler = Sampler(ours, processor, dataclasses.replace(config, prompts=1))
+    for name, answer in zip(CASES, answers):
+        if name in ("text", "image", "video"):
+            (alone,) = sampler([CASES[name]])
+            assert alone.token_ids.tolist() == answer.token_ids.tolist(), name
 
 
 def test_the_vision_tower_and_its_mergers(pair):
@@ -170,11 +182,49 @@ def test_one_decoder_layer(pair, index):
     mine = text_rotary(positions, config)
     for found, their in zip(mine, rotary):
         np.testing.assert_allclose(found, their.numpy(), atol=1e-5)
-    graph, weights = nnx.split(ours.text.layers)
-    layer = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
     ids = np.ones((2, 9), np.int32)
     attention = lambda q, k, v, cache: (self_attention(q, k, v, ids, causal=True), None)  # noqa: E731
-    np.testing.assert_allclose(layer(jnp.asarray(x), mine, attention, None)[0], expected, atol=1e-5)
+    found, _ = one_of(ours.text.layers, index)(jnp.asarray(x), mine, attention, None)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def passed(pair):
+    """`passed(module of theirs)`: what it is given and what it makes of that within a forward pass over a video."""
+    _, reference, processor = pair
+    seen = {}
+    keep = lambda module, given, made: seen.update({module: (given[0].numpy(), made.numpy())})  # noqa: E731
+    visual, text = reference.model.visual, reference.model.language_model
+    modules = [visual.patch_embed, *visual.blocks, *(layer.mlp for layer in text.layers), reference.lm_head]
+    hooks = [module.register_forward_hook(keep) for module in modules]
+    their_logits(reference, torch_inputs(CASES["video"], processor))
+    for hook in hooks:
+        hook.remove()
+    return seen.__getitem__
+
+
+@pytest.mark.parametrize("part", ["patches", "block", "whole-frame block", "mlp or experts", "head"])
+def test_parts_by_themselves(pair, passed, part):
+    ours, reference, processor = pair
+    item = load_visual(CASES["video"][0]["content"][0], processor.settings)
+    vision, config, visual = item.vision, ours.config.vision, reference.model.visual
+    if part == "patches":
+        found = ours.vision.patch_embed(normalised(vision.patches, config))
+        fours = found.reshape(-1, 4, config.hidden_size)[token_rows(item.grid, processor.settings.window)]
+        found, expected = fours.reshape(found.shape), passed(visual.patch_embed)[1]
+    elif part.endswith("block"):
+        layer = int(part == "whole-frame block")  # Qwen2.5's first that is one; in Qwen3 all are
+        x, expected = passed(visual.blocks[layer])
+        full = [layer in config.full_attention_layers] if ours.config.family == "qwen2_5_vl" else []
+        rotary = vision_rotary(vision.rotary_ids, config.head_dim)
+        found = one_of(ours.vision.blocks, layer)(jnp.asarray(x), rotary, vision, *full)
+    elif part == "mlp or experts":
+        x, expected = passed(reference.model.language_model.layers[1].mlp)
+        found = one_of(ours.text.layers, 1).mlp(jnp.asarray(x))
+    else:
+        x, expected = passed(reference.lm_head)
+        found = ours.logits(jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "released"), [*((family, True) for family in FAMILIES), ("qwen2_5_vl", False)])

@@ -86,7 +86,20 @@ def test_random_prompts_against_torch(family):
         )
         got = mrope_positions(tokens, grids, family=family, convention="hf", second_per_grid=seconds)
         np.testing.assert_array_equal(got, expected[:, 0].numpy())
-        assert next_position(got) == len(tokens) + int(delta)
+        assert got.max() + 1 == len(tokens) + int(delta)
+
+
+@pytest.mark.parametrize("convention", ["upstream", "hf"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_more_text_goes_on_where_the_prompt_stopped(family, convention):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        tokens, grids, seconds, _ = random_prompt(rng, family)
+        options = {"family": family, "convention": convention, "second_per_grid": seconds}
+        whole = mrope_positions(tokens, grids, **options)
+        ends = np.flatnonzero((tokens[:-1] == IMAGE) | (tokens[:-1] == VIDEO) & (tokens[1:] == END))[-1:] + 1
+        for length in (*ends, len(tokens) - 1, len(tokens) - 2):  # behind the last visual, and behind text
+            assert next_position(whole[:, :length], convention) == whole[0, length]
 
 
 def _kinds_of_grids(kinds, grids):

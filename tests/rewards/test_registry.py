@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from videoauto_jax.errors import DataError
-from videoauto_jax.rewards import grade, known_types, register_grader, registry, score
+from videoauto_jax.rewards import grade, known_types, register_grader, registry, require_graders, score
 
 
 def words(prediction, answer, profile):
@@ -42,6 +42,12 @@ def test_a_failing_grader_gives_zero_and_one_warning(value, caplog):
 def test_bad_references_are_named(reference, message, profile):
     with pytest.raises(DataError, match=f"{reference}.*{message}"):
         score("", "", reference, profile=profile)
+
+
+def test_who_asks_for_a_grader_that_does_not_exist_is_named():
+    require_graders([("math", "a/1"), ("gqa", "a/2")])
+    with pytest.raises(DataError, match=r"unknown problem type 'maths' \(a/2\). Did you mean 'math'"):
+        require_graders([("math", "a/1"), ("maths", "a/2"), ("maths", "a/3")])
 
 
 def test_a_broken_ground_truth_scores_zero():

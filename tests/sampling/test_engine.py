@@ -82,27 +82,13 @@ def run(model, begun, *, most=(SLOTS,), enough=0, reach=SLOTS, options=None, **c
     return jax.device_get(state.branches), jax.device_get(used)
 
 
-def teacher_forced(model, prompt, tokens):
-    """Float32 logits [R, V] of the tokens behind an unshared, unpadded prompt."""
-    count = len(tokens)
-    inputs = ModelInputs(
-        token_ids=np.append(prompt.token_ids, tokens)[None],
-        positions=np.hstack([prompt.positions, np.stack([prompt.next_position + np.arange(count)] * 3)])[:, None],
-        segment_ids=np.ones((1, len(prompt.token_ids) + count), np.int32),
-        vision_index=np.append(prompt.vision_index, np.full(count, -1))[None],
-        vision=prompt.vision,
-    )
-    logits = jax.jit(lambda model, inputs: model(inputs))(model, inputs)
-    return np.asarray(logits[0, len(prompt.token_ids) - 1 : -1])
-
-
 def assert_same(found, expected, slots=slice(None), of=slice(None)):
     for field in ("tokens", "length", "finish"):
         np.testing.assert_array_equal(getattr(found, field)[slots], getattr(expected, field)[of], err_msg=field)
     np.testing.assert_allclose(found.log_probs[slots], expected.log_probs[of], atol=1e-5)
 
 
-def test_decoding_equals_the_forward_pass_of_whole_rows(family):
+def test_decoding_equals_the_forward_pass_of_whole_rows(family, teacher_forced):
     model, prompts, begun = family
     written, _ = run(model, begun, options={"temperature": 0.7})
     assert len({tuple(row) for row in written.tokens.reshape(-1, SLOTS)}) == 2 * BRANCHES
@@ -115,7 +101,7 @@ def test_decoding_equals_the_forward_pass_of_whole_rows(family):
                 np.testing.assert_allclose(getattr(written, field)[b, g], expected, atol=1e-4)
 
 
-def test_greedy_tokens_are_the_largest_logits(family):
+def test_greedy_tokens_are_the_largest_logits(family, teacher_forced):
     model, prompts, begun = family
     written, _ = run(model, begun, options={"temperature": 0.0})
     for b, prompt in enumerate(prompts):

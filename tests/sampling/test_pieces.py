@@ -26,7 +26,9 @@ def encode(tiny_processor):
 )  # fmt: skip
 def test_pieces_cover_what_is_not_shared_and_stay_within(shared, ends, capacity, most, lengths):
     pieces, done = cut(shared, ends, capacity=capacity, most=most, lengths=lengths), np.array(shared)
+    assert (np.sum([piece.ends for piece in pieces], axis=0) == 1).all()
     for piece in pieces:
+        assert (piece.ends <= (piece.starts + piece.width >= ends)).all()
         assert (piece.starts >= 0).all() and (piece.starts + piece.width <= capacity).all()
         assert (piece.starts <= done).all()  # nothing is left out
         done = np.minimum(piece.starts + piece.width, ends)

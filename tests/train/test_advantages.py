@@ -55,3 +55,19 @@ def test_bad_groups_are_named():
         group_advantages(jnp.zeros(8), 1)
     with pytest.raises(ConfigError, match="group_std"):
         group_advantages(jnp.zeros(8), 4, kind="std")
+
+
+@pytest.mark.parametrize("kind", ["group_std", "no_std", "leave_one_out"])
+def test_branches_that_failed_belong_to_no_group(kind):
+    """The others have the advantages of a smaller group, whatever the failed ones' rewards would have been."""
+    rng = np.random.default_rng(0)
+    rewards, sound = rng.choice([0.0, 0.9, 2.1], (4, 5)).astype(np.float32), rng.random((4, 5)) < 0.6
+    sound[0], sound[1], rewards[~sound] = False, [False, True, False, False, False], np.nan
+    found = group_advantages(rewards.ravel(), 5, kind=kind, sound=sound.ravel()).reshape(4, 5)
+    for row, group, there in zip(found, rewards, sound):
+        left = group[there]
+        expected = _one_by_one(left, len(left), kind) if len(left) > 1 else np.zeros(len(left))
+        np.testing.assert_allclose(row[there], expected, atol=1e-5)
+        assert not np.any(row[~there])
+    zero = zero_variance_groups(rewards.ravel(), 5, sound=sound.ravel())
+    assert zero.tolist() == [len(set(group[there])) < 2 for group, there in zip(rewards, sound)]

@@ -1,14 +1,16 @@
 """Supervised rows: what conversations about one visual share is computed once, and only demonstrations are learned."""
 
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.data.processor import load_processor
 from videoauto_jax.data.stream import PromptStream, StreamConfig
 from videoauto_jax.errors import DataError
-from videoauto_jax.train.bundles import BundleEncoder, make_bundles, pack_bundles
+from videoauto_jax.train.bundles import BundleEncoder, cut, make_bundles, pack_bundles, with_targets
 
 RNG = np.random.default_rng(0)
 SYSTEM = "Answer twice."
@@ -62,6 +64,17 @@ def test_samples_are_bundled_by_what_stands_before_the_question():
     assert "toy/7" in str(raised.value)
 
 
+@pytest.mark.parametrize(("target", "form"), [("answer", "{}"), ("boxed", "\\boxed{{{}}}")])
+def test_answers_become_demonstrations_and_missing_ones_are_named(target, form):
+    truths = ["A", None, 7, " ", [1.0, 2.55], {"answer": "B", "segment": [[3, 4]]}]
+    samples = [dataclasses.replace(sample("Q", number=n), answer=truth) for n, truth in enumerate(truths)]
+    found, nothing = with_targets(samples, target)
+    texts = ["A", "7", "[1.0, 2.5]", "B <> [3.0, 4.0]"]
+    assert [one.response for one in found] == [form.format(text) for text in texts]
+    assert [one.id for one in nothing] == ["toy/1", "toy/3"] and "no answer to learn" in nothing[0].reason
+    assert with_targets(samples, "response") == (samples, [])
+
+
 @pytest.mark.parametrize("visual", ["a.mp4", None])
 @pytest.mark.parametrize("questions", [("Why?", "What happens in the video?", "Why not?"), ("Why?",), ("Why?", "Why?")])
 def test_prefix_and_branch_make_each_conversation(opener, visual, questions):
@@ -83,6 +96,16 @@ def test_prefix_and_branch_make_each_conversation(opener, visual, questions):
     assert (row.prefix.vision is None) == (visual is None)
     if len(set(questions)) > 1:  # nothing that they share is left to the branches
         assert len({int(branch[0]) for branch in row.branches}) > 1
+
+
+def test_a_branch_goes_on_behind_a_video_that_reached_further_than_the_text(checkpoint):
+    frames = list(np.random.default_rng(0).integers(0, 256, (12, 56, 56, 3), dtype=np.uint8))
+    slow = {"type": "video", "video": frames, "sample_fps": 0.3, "min_pixels": 3136, "max_pixels": 3136}
+    for convention in ("upstream", "hf"):
+        processor = load_processor(checkpoint("qwen2_5_vl"), position_convention=convention)
+        whole = processor.encode(sample("Why?", "A", slow).messages)
+        begin = int(np.flatnonzero(whole.vision_index >= 0)[-1]) + 2
+        assert cut(whole, begin).next_position == whole.positions[0, begin]
 
 
 def test_only_demonstrations_weigh(opener, tiny_processor):

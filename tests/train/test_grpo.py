@@ -142,7 +142,7 @@ def test_bfloat16_log_probs_are_computed_in_float32():
     [
         ({"loss_type": "grop"}, "Did you mean grpo"),
         ({"kl_estimator": "k4"}, "k3_straight_through"),
-        ({"loss_type": "dr_grpo"}, "max_completion_length"),
+        ({"loss_type": "dr_grpo", "max_completion_length": 0}, "max_completion_length"),
         ({"importance_sampling_level": "word"}, "token or sequence"),
         ({"beta": -0.1}, "beta"),
         ({"epsilon": 1.5}, "epsilon"),
@@ -164,6 +164,8 @@ def test_missing_and_misshapen_arrays_are_named():
         policy_loss(new, old, ref, advantages, mask, GRPOLossConfig(top_entropy_quantile=0.2))
     with pytest.raises(ConfigError, match="sampler's log-probs"):
         policy_loss(new, old, ref, advantages, mask, GRPOLossConfig(truncated_importance=2.0))
+    with pytest.raises(ConfigError, match="dr_grpo divides by max_completion_length"):
+        policy_loss(new, old, ref, advantages, mask, GRPOLossConfig(loss_type="dr_grpo"))
     with pytest.raises(ConfigError, match="old"):
         policy_loss(new, old[:, :2], ref, advantages, mask, GRPOLossConfig())
     with pytest.raises(ConfigError, match="advantages"):

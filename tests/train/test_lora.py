@@ -1,19 +1,28 @@
 """Adapters: they change nothing at first, train alone, and leave as a merged model or as peft's folder."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
 from videoauto_jax.errors import ConfigError, ModelError
-from videoauto_jax.models.hf import load_model, save_model
+from videoauto_jax.models.hf import lazy_parameters, load_model, save_model, write_tensors
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import parameter_paths
-from videoauto_jax.train.lora import LoraConfig, attach_adapters, is_adapter, merge_adapters, save_adapters
+from videoauto_jax.train.lora import (
+    LoraConfig,
+    attach_adapters,
+    is_adapter,
+    merge_adapters,
+    merged_parameters,
+    save_adapters,
+)
 
 CONFIG = LoraConfig(rank=4, alpha=12.0)
 TOKENS = np.random.default_rng(0).integers(5, 250, (2, 9)).astype(np.int32)
@@ -81,6 +90,23 @@ def test_peft_computes_the_same_logits(family, checkpoint, inputs, tmp_path):
     with torch.no_grad():
         logits = unloaded(input_ids=torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(merged(inputs), logits, atol=2e-4)
+
+
+def test_adapters_merge_layer_by_layer(untied_folder, tmp_path):
+    model, folder = adapted(untied_folder), tmp_path / "base"
+    shutil.copytree(untied_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    write_tensors({key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in tensors.items()}, folder)
+    lazy = merged_parameters(model, CONFIG, lazy_parameters(folder))
+    shapes = nnx.split(model, is_adapter, ...)
+    model = nnx.merge(*shapes[:2], jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), shapes[2]))
+    merge_adapters(model, CONFIG)
+    expected = parameter_paths(model)
+    assert lazy.keys() == expected.keys()
+    for path, array in expected.items():
+        layers = range(len(array)) if path.startswith(("text/layers", "vision/blocks", "deepstack")) else [None]
+        found = np.asarray([lazy[path].read(layer) for layer in layers]).reshape(array.shape)
+        np.testing.assert_allclose(found.astype(np.float32), array, atol=1e-6, err_msg=path)
 
 
 def test_bad_choices_are_named(checkpoint):

@@ -38,6 +38,8 @@ def test_the_published_run(name):
     assert config.prompts * config.rollout.branches == 2048 and config.updates == 8 and config.iterations == 1
     assert config.rows % 32 == 0  # a row for each of 32 devices
     assert (config.rollout.branches, config.rollout.max_new_tokens, config.rollout.temperature) == (16, 2048, 1.0)
+    drawn = config.rollout.sampling()
+    assert (drawn.top_p, drawn.top_k, drawn.min_p, drawn.repetition_penalty, drawn.forced_format) == (1, 0, 0, 1, False)
     assert config.reward.weights == (0.9, 1.1, 1.0)
     loss = config.loss
     assert (loss.loss_type, loss.beta, loss.epsilon, loss.epsilon_high, loss.delta) == ("grpo", 0.01, 0.2, None, None)

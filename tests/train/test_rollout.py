@@ -1,5 +1,6 @@
 """Branches to rewards and signals: over-long punishment, dynamic sampling, what is counted, and the metrics."""
 
+import json
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -7,16 +8,26 @@ import numpy as np
 import pytest
 
 from videoauto_jax.data.annotations import Sample
-from videoauto_jax.errors import TrainingError
+from videoauto_jax.errors import ConfigError, TrainingError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.rewards import FALLBACK_BONUS, RewardPool, Rewards
 from videoauto_jax.sampling.answer import make_answer
+from videoauto_jax.sharding import MeshConfig, make_mesh
 from videoauto_jax.train.evaluation import hold_out
-from videoauto_jax.train.flops import group_forward_flops
+from videoauto_jax.train.flops import group_forward_flops, group_update_flops
 from videoauto_jax.train.groups import pack_groups
-from videoauto_jax.train.journal import check_finite, warn_about_equal_rewards
-from videoauto_jax.train.loop import Clock, GRPOTrainer, warn_about_rows
-from videoauto_jax.train.recipe import GRPOConfig, RewardConfig
+from videoauto_jax.train.journal import (
+    check_finite,
+    rewind_samples,
+    warn_about_context,
+    warn_about_equal_rewards,
+    write_sample,
+)
+from videoauto_jax.train.loop import GRPOTrainer, warn_about_rows
+from videoauto_jax.train.loss_config import GRPOLossConfig
+from videoauto_jax.train.metrics import Metrics
+from videoauto_jax.train.pace import Clock
+from videoauto_jax.train.recipe import GRPOConfig, RewardConfig, RolloutConfig
 from videoauto_jax.train.rollout import Graded, counted_branches, grade_groups, overlong_penalty, score_share
 from videoauto_jax.train.rollout_metrics import answer_table, confidence_metrics, rollout_metrics
 from videoauto_jax.train.step import NONFINITE_STREAK, GroupSignals
@@ -83,7 +94,7 @@ def test_a_branch_without_numbers_is_not_counted_and_may_be_empty():
     """It has no tokens where the prompt's own logits were not numbers."""
     answers = [answer("", tokens=0, finish=4), answer("x"), answer("x", finish=4)]
     group = Graded(item(0), answers, [Rewards(0, 0, 0)] * 3, np.array([0.0, 1.0, 0.0], np.float32))
-    assert counted_branches(group, config()).tolist() == [False, True, False]
+    assert counted_branches(group, config()).tolist() == [False, True, False] and not group.teaches
     prompts = ModelInputs(np.ones((1, 7), np.int32), np.zeros((3, 1, 7), np.int32), np.ones((1, 7), np.int32),
                           np.full((1, 7), -1), None)  # fmt: skip
     batch = pack_groups(prompts, [7], [[each.token_ids for each in answers]], bound=5)
@@ -103,16 +114,23 @@ def test_groups_that_teach_nothing_are_replaced(mode, expected):
         numbers = range(4 * attempt, 4 * attempt + 4)
         drawn.append(attempt)
         groups = [graded(n, [1.0, 1.0] if n in (0, 2, 3, 5) else [0.0, 1.0]) for n in numbers]
-        return [(groups[:2], "prompts"), (groups[2:], "prompts")]
+        return [groups[:2], groups[2:]], "pending"
 
-    trainer._draw, trainer._prepare = draw, lambda items: [number for number, *_ in items]
-    parts = trainer._write_groups(0, Clock())
-    assert [group.item[0] for groups, _ in parts for group in groups] == expected
+    trainer._draw, trainer._grades, trainer._prepare = draw, lambda parts, pending: parts, lambda items: "prompts"
+
+    metrics = Metrics()
+
+    def written():
+        parts, grades = trainer._write_groups(0, Clock(), metrics)
+        return parts, [group.item[0] for part in grades() for group in part]
+
+    parts, numbers = written()
+    assert numbers == expected
     if mode == "refill":
-        assert drawn == [0, 1] and [prompts for _, prompts in parts] == [[1, 4], [6, 7]]
+        assert metrics.values() == {"refill/groups": 8, "refill/frac_reward_zero_std": 0.5}
+        assert drawn == [0, 1] and [[n for n, *_ in part.items] for part in parts] == [[1, 4], [6, 7]]
         trainer.config = config(dynamic_sampling=mode, max_refills=0)
-        parts = trainer._write_groups(0, Clock())
-        assert [group.item[0] for groups, _ in parts for group in groups] == [1, 0, 2, 3]
+        assert written()[1] == [1, 0, 2, 3]
 
 
 def test_a_round_without_anything_to_learn_is_announced(caplog):
@@ -129,6 +147,13 @@ def test_rows_that_devices_cannot_share_are_announced(caplog):
     assert "2 group rows, which 8 data shards" in caplog.text and "Set subgroups=4" in caplog.text
 
 
+def test_devices_that_compute_the_same_are_announced(caplog):
+    warn_about_context(make_mesh(MeshConfig(tensor=2)))
+    assert not caplog.records
+    warn_about_context(make_mesh(MeshConfig(context=4)))
+    assert "the 4 devices along mesh.context compute the same" in caplog.text
+
+
 def test_the_four_way_table_counts_no_bonus():
     pairs = [("A", "A"), ("A", "B"), ("B", "A"), ("B", "B"), (FALLBACK, "A"), (FALLBACK, "B")]
     answers = [twice(*pair) for pair in pairs]
@@ -143,7 +168,9 @@ def test_think_ratio_at_thresholds():
     found = {name: total / count for name, (total, count) in confidence_metrics(answers).items()}
     assert found["think_ratio"] == 0.6 and found["think_ratio/0.9"] == 0.2 and found["think_ratio/0.99"] == 0.8
     assert found["confidence"] == pytest.approx(np.mean([0.995, 0.985, 0.96, 0.92]))
-    assert rollout_metrics([graded(0, [1.0, 3.0])])["reward"] == (4.0, 2.0)
+    found = rollout_metrics([graded(0, [1.0, 3.0]), graded(1, [2.0, 2.0])])
+    assert found["reward"] == (8.0, 4.0)
+    assert found["reward_std"] == (pytest.approx(2**0.5), 2.0)  # as TRL and torch: n - 1
 
 
 def test_held_out_samples_share_no_visual_with_the_others():
@@ -168,7 +195,42 @@ def test_operations_of_a_forward_pass():
     tokens, pairs = 10 + 2 + 4, sum(range(1, 11)) + (11 + 12) + (11 + 12 + 13 + 14)
     scores_and_sums = 3 * 4 * (2 * 2 + 2 * 2) * pairs  # layers, heads, two products of head size 2
     head = 2 * 8 * 32 * (2 + 4)
-    assert group_forward_flops(text, [10], [[2, 4]]) == 2 * weights * tokens + scores_and_sums + head
+    products = 2 * weights * tokens + head
+    assert group_forward_flops(text, [10], [[2, 4]]) == products + scores_and_sums
+    assert group_update_flops(text, [10], [[2, 4]]) == 3 * (products + scores_and_sums)
+    assert group_update_flops(text, [10], [[2, 4]], adapters=True) == 2 * products + 3 * scores_and_sums
+
+
+def test_what_the_recipe_says_of_branches_reaches_the_sampler_and_the_loss():
+    stated = {
+        "max_new_tokens": 9,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+    }
+    told = RolloutConfig(**stated).sampling(prompts=3)
+    assert {name: getattr(told, name) for name in stated} == stated and (told.mode, told.prompts) == ("record", 3)
+    usual = RolloutConfig().sampling()  # the paper's: the whole distribution at temperature 1
+    assert (usual.temperature, usual.top_p, usual.top_k, usual.min_p, usual.repetition_penalty) == (1, 1, 0, 0, 1)
+    for name, value in (("top_p", 0.0), ("top_k", -1), ("min_p", 2.0), ("max_new_tokens", 0)):
+        with pytest.raises(ConfigError, match=rf"{name}="):
+            RolloutConfig(**{name: value})
+    loss = GRPOLossConfig(loss_type="dr_grpo")
+    assert config(loss=loss, rollout=RolloutConfig(max_new_tokens=9)).policy_loss.max_completion_length == 9
+    loss = GRPOLossConfig(loss_type="dr_grpo", max_completion_length=5)
+    assert config(loss=loss).policy_loss == loss
+
+
+def test_sample_rollouts_of_rounds_that_come_again_are_dropped(tmp_path):
+    rewind_samples(tmp_path, 0)
+    for index in range(4):
+        write_sample(tmp_path, index, graded(index, [0.0, 1.0]))
+    rewind_samples(tmp_path, 2)
+    write_sample(tmp_path, 2, graded(7, [0.0, 1.0]))
+    records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(record["round"], record["id"]) for record in records] == [(1, "toy/0"), (2, "toy/1"), (3, "toy/7")]
 
 
 def test_gradients_that_stay_nonfinite_end_the_run_with_their_batch(tmp_path):

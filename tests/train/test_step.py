@@ -20,6 +20,7 @@ from videoauto_jax.train.grpo import GRPOLossConfig, group_advantages
 from videoauto_jax.train.metrics import reduction
 from videoauto_jax.train.optimizer import OptimizerConfig, make_optimizer
 from videoauto_jax.train.parameters import TrainableConfig, group
+from videoauto_jax.train.recipe import GRPOConfig
 from videoauto_jax.train.rollout import place_groups
 from videoauto_jax.train.step import Learner, encode_vision
 
@@ -138,6 +139,25 @@ def test_supervised_loss_falls_and_only_what_trains_changes(one):
         assert np.array_equal(array, before[path]) == (group(path) == "vision"), path
     for path, array in whole(one.learner.initial).items():  # whole, though the steps donated their state
         np.testing.assert_array_equal(array, before[path])
+
+
+def test_weights_that_nobody_compares_with_are_not_kept(one, tiny_folder):
+    model = load_model(tiny_folder, one.mesh, dtype="float32", param_dtype="float32")
+    alone = copy.copy(one)
+    alone.learner = Learner(model, TrainableConfig(), one.learner.optimizer, keep=False)
+    begun = jax.tree.leaves(alone.learner.initial)
+    state, history = alone.sft(2)
+    assert all(leaf.is_deleted() for leaf in begun)  # the first step has taken them
+    expected, expected_history = one.sft(2)
+    assert history == expected_history
+    for mine, theirs in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(expected.trainable)):
+        np.testing.assert_array_equal(mine, theirs)
+    facts = {"model": "", "output": "", "dtype": "float32"}
+    kept = {}
+    for beta in (0.0, 0.01):
+        config = GRPOConfig(**facts, loss=GRPOLossConfig(beta=beta))
+        kept[beta] = Learner.create(load_model(tiny_folder, dtype="float32"), config, 10).keep
+    assert kept == {0.0: False, 0.01: True}
 
 
 def test_rows_may_be_split_and_parts_come_one_after_the_other(one, unpacked):

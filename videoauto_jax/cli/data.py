@@ -19,6 +19,7 @@ from videoauto_jax.data.manifest import Entry, read_manifest, sample_key, write_
 from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import UsageError
 from videoauto_jax.eval.config import EvalConfig
+from videoauto_jax.rewards import require_graders
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
 
 
@@ -53,12 +54,14 @@ def run(config: DataVerbConfig, *, force: bool) -> None:
 
     Raises:
         UsageError: the recipe names no manifest.
+        DataError: annotations that cannot be used, or a problem type that nothing grades.
     """
     data = config.data
     if not data.manifest:
         raise UsageError("no file to write to", where="data.manifest", fix="Add data.manifest=FILE.jsonl")
     processor = dataclasses.replace(data, max_prompt_tokens=None).processor(config.model)
     samples = data.samples(keep_missing=True)
+    require_graders((sample.problem_type, sample.id) for sample in samples)
     known = {} if force else read_manifest(data.manifest)
     keys = [sample_key(sample, processor) for sample in samples]
     todo = [sample for sample, key in zip(samples, keys) if key not in known or known[key].reason]

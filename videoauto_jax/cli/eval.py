@@ -45,7 +45,8 @@ def show(summary: dict, folder: str) -> None:
 def benchmarks_table(summary: dict) -> Table:
     """Benchmarks as the terminal shows them: scores beside published ones, tokens, think ratio, speed."""
     rows = benchmark_rows(summary)
-    names = [name for name in _SHOWN if any(row[name] not in (None, 0) for row in rows)]
+    names = [name for name in _SHOWN if any(row[name] is not None for row in rows)]
+    names = [name for name in names if name != "skipped" or any(row[name] for row in rows)]
     table = Table(*(COLUMNS[name] for name in names), box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:

@@ -38,8 +38,14 @@ HELP = "Picks the gate's threshold on a part of an evaluation's videos and repor
 
 
 def run(config: CalibrateConfig, *, force: bool) -> None:
-    """Prints a line per benchmark, writes `calibration.json` and `calibration/report.html`."""
+    """Prints a line per benchmark, writes `calibration.json` and `calibration/report.html`.
+
+    Raises:
+        UsageError: no such evaluation, or one that does not determine both answers.
+        DataError: too few videos to split.
+    """
     results = Results(config.run)
+    results.require("first", "second")
     options = {name: getattr(config, name) for name in ("share", "seed", "tolerance", "budget")}
     found = calibrate(results.records, results.config.profile, timings=results.timings, **options)
     write_json(results.folder / "calibration.json", found)

@@ -52,10 +52,8 @@ def run(config: CompareConfig, *, force: bool) -> None:
         fix = "Name another output=, or add --force to replace it"
         raise UsageError("this file exists", where=config.output, fix=fix)
     a, b = Results(config.a), Results(config.b)
-    for one in (a, b):
-        if config.mode and config.mode not in one.config.scored_modes:
-            fix = f"It determines {' and '.join(one.config.scored_modes)}; evaluate with sampling.mode=record for all"
-            raise UsageError(f"this evaluation tells nothing of mode {config.mode}", where=one.folder, fix=fix)
+    for one in (a, b) if config.mode else ():
+        one.require(config.mode)
     sides = [(one.records, config.mode or one.config.headline_mode, one.config.sampling.threshold) for one in (a, b)]
     profile = config.profile or a.config.profile
     found = compare(*sides, profile, resamples=config.resamples, seed=config.seed)

@@ -43,14 +43,17 @@ def run(config: RescoreConfig, *, force: bool) -> None:
     """Writes what `videoauto eval` would have written, into another folder.
 
     Raises:
-        UsageError: no such evaluation, or another threshold than the one that its gate stopped answers at.
+        UsageError: no such evaluation; the output is the run itself; another threshold than the one at which the run's
+            gate stopped answers.
     """
+    if Path(config.output).resolve() == Path(config.run).resolve():
+        what = "the scores would replace the answers they rest on"
+        raise UsageError(what, where=config.output, fix="Name another output folder")
     results = Results(config.run)
     sampling = results.config.sampling
     threshold = sampling.threshold if config.threshold is None else config.threshold
-    if threshold != sampling.threshold and "second" not in results.config.scored_modes:
-        fix = "Evaluate with sampling.mode=record, which can be scored at every threshold"
-        raise UsageError("the gate cut answers short at its own threshold", where=config.run, fix=fix)
+    if threshold != sampling.threshold:
+        results.require("second")
     recipe = dataclasses.replace(
         results.config,
         output=config.output,

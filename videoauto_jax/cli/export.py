@@ -14,10 +14,12 @@ from videoauto_jax.config import load_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.errors import ModelError, UsageError
 from videoauto_jax.files import whole_folder
-from videoauto_jax.models.config import resolve_folder
-from videoauto_jax.models.hf import load_model, save_model
+from videoauto_jax.models.config import read_config
+from videoauto_jax.models.hf import abstract_model, lazy_parameters, save_parameters
+from videoauto_jax.models.lazy import LazyParameter
+from videoauto_jax.models.qwen_vl import QwenVL, parameter_paths
 from videoauto_jax.recipes import load_recipe
-from videoauto_jax.train.lora import attach_adapters, merge_adapters, save_adapters
+from videoauto_jax.train.lora import attach_adapters, merged_parameters, save_adapters
 from videoauto_jax.train.recipe import GRPOConfig, RunConfig, SFTConfig
 
 
@@ -46,33 +48,42 @@ POSITIONAL = ("run", "output")
 
 
 def run(config: ExportConfig, *, force: bool) -> None:
-    """Merges the checkpoint's trained weights into the model the run started from, and writes that."""
+    """Writes the model the run started from with the checkpoint's trained weights, one tensor at a time."""
     refuse_processes("an export", fix="Run it once, outside of the job")
     folder, step = find_run(Path(config.run))
     recipe = read_run(folder)
-    base = config.base or recipe.model
-    fix = "Add base=FOLDER: the model that the run started from"
+    base, fix = config.base or recipe.model, "Add base=FOLDER: the model that the run started from"
     try:
-        resolve_folder(base)
+        check_base(folder, base, fix=fix)
     except ModelError:
         raise UsageError(f"the run started from {base}, which is not there", where=folder, fix=fix) from None
-    check_base(folder, base, fix=fix)
+    dtype = "like" if config.dtype == "base" else config.dtype
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        model = load_model(base, dtype="float32")
-        if recipe.lora is not None:
-            attach_adapters(model, recipe.lora, recipe.seed)
-        graph, trainable, frozen = nnx.split(model, recipe.trains, ...)
         step = step if config.step is None else config.step
         step = checkpoints.latest() if step is None else step
-        restored, _ = checkpoints.restore(step, like={"trainable": trainable}, partial=True)
-    dtype = "like" if config.dtype == "base" else config.dtype
-    model = nnx.merge(graph, restored["trainable"], frozen)
-    with whole_folder(config.output, force, inputs=[folder / "checkpoints", base]) as output:
-        if recipe.lora is not None:
-            save_adapters(model, recipe.lora, output / "adapter", base=base)
-            merge_adapters(model, recipe.lora)
-        save_model(model, output, like=base, dtype=dtype)
+        weights, adapted = _weights(recipe, base, checkpoints, step)
+        with whole_folder(config.output, force, inputs=[folder / "checkpoints", base]) as output:
+            if adapted is not None:
+                save_adapters(adapted, recipe.lora, output / "adapter", base=base)
+            save_parameters(weights, read_config(base), output, like=base, dtype=dtype)
     show(f"step {step} is in [bold]{escape(str(output))}[/]")
+
+
+def _weights(
+    recipe: RunConfig, base: str, checkpoints: Checkpoints, step: int | None
+) -> tuple[dict[str, LazyParameter], QwenVL | None]:
+    """The parameters of the trained model, none of them read yet; with LoRA also a model of which only the adapters are
+    more than shapes."""
+    frozen, model = lazy_parameters(base), abstract_model(read_config(base), "float32", "float32")
+    if recipe.lora is None:
+        _, trainable, _ = nnx.split(model, recipe.trains, ...)
+        trained = checkpoints.lazy(step, like={"trainable": trainable})["trainable"]
+        return frozen | parameter_paths(trained), None
+    attach_adapters(model, recipe.lora, recipe.seed)
+    graph, trainable, rest = nnx.split(model, recipe.trains, ...)
+    trained, _ = checkpoints.restore(step, like={"trainable": trainable}, partial=True)
+    model = nnx.merge(graph, trained["trainable"], rest)
+    return merged_parameters(model, recipe.lora, frozen), model
 
 
 def find_run(path: Path) -> tuple[Path, int | None]:

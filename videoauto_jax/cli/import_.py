@@ -1,7 +1,6 @@
 """`videoauto import`: an HF folder as a sharded checkpoint, which `export` turns back bit for bit."""
 
 import dataclasses
-from pathlib import Path
 
 from flax import nnx
 from rich import print as show
@@ -12,8 +11,9 @@ from videoauto_jax.checkpoint import Checkpoints
 from videoauto_jax.config import dump_config
 from videoauto_jax.distributed import refuse_processes
 from videoauto_jax.files import whole_folder, write_atomic
-from videoauto_jax.models.config import read_config
+from videoauto_jax.models.config import resolve_folder
 from videoauto_jax.models.hf import load_model
+from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.sharding import MeshConfig, make_mesh
 from videoauto_jax.train.parameters import TrainableConfig
 from videoauto_jax.train.recipe import SFTConfig
@@ -42,13 +42,14 @@ POSITIONAL = ("model", "output")
 def run(config: ImportConfig, *, force: bool) -> None:
     """Writes what a training run of no steps leaves: all parameters, float32, as step 0."""
     refuse_processes("an import", fix="Run it once, outside of the job")
-    read_config(config.model)  # before the output is touched
-    model = load_model(config.model, make_mesh(config.mesh), dtype="float32")
+    folder = resolve_folder(config.model, weights=True).resolve()
+    model = load_model(folder, make_mesh(config.mesh), dtype="float32")
     everything = TrainableConfig(vision=True)
-    with whole_folder(config.output, force, inputs=[config.model]) as output:
-        recipe = SFTConfig(str(Path(config.model).resolve()), str(output), mesh=config.mesh, trainable=everything)
-        with Checkpoints(output / "checkpoints") as checkpoints:
+    with whole_folder(config.output, force, inputs=[folder]) as output:
+        recipe = SFTConfig(str(folder), str(output), mesh=config.mesh, trainable=everything)
+        largest = max(array.nbytes for array in parameter_paths(model).values())
+        with Checkpoints(output / "checkpoints", beside=largest) as checkpoints:
             checkpoints.save(0, {"trainable": nnx.split(model, everything, ...)[1]}, {}, wait=True)
-        keep_base(output, config.model, fix="Put those weights back")
+        keep_base(output, folder, fix="Put those weights back")
         write_atomic(output / "config.yaml", dump_config(recipe))
     show(f"the checkpoint is in [bold]{escape(str(output))}[/]")

@@ -22,7 +22,8 @@ from rich.text import Text
 
 from videoauto_jax.cli.usage import show_overview, show_verb
 from videoauto_jax.config import load_config
-from videoauto_jax.errors import UsageError, explain
+from videoauto_jax.errors import ConfigError, UsageError, explain
+from videoauto_jax.recipes import load_recipe
 
 VERBS = {
     "quickstart": "videoauto_jax.cli.quickstart.verb",
@@ -40,7 +41,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", re.ASCII)
 
 @dataclass
 class Command:
-    """A command line taken apart."""
+    """A command line taken apart; `unknown` is its first option that does not exist."""
 
     verb: str | None = None
     recipe: str | None = None
@@ -49,6 +50,7 @@ class Command:
     force: bool = False
     debug: bool = False
     help: bool = False
+    unknown: str = ""
 
 
 def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, str] = VERBS) -> int:
@@ -82,7 +84,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """Takes a command line apart. Options may stand anywhere; after `--` every word is a positional one.
 
     Raises:
-        UsageError: an unknown option, or `-c` without a recipe.
+        UsageError: `-c` without a recipe.
     """
     command, rest = Command(), list(arguments)
     while rest:
@@ -99,9 +101,7 @@ def parse(arguments: Sequence[str]) -> Command:
         elif word in ("--force", "--debug"):
             setattr(command, word[2:], True)
         elif word.startswith("-") and len(word) > 1:
-            key = word.strip("-").partition("=")[0].replace("-", "_")
-            fix = f"Options are -c, --force, --debug and --help; settings are written {key}=value"
-            raise UsageError(f"unknown option {word}", fix=fix)
+            command.unknown = command.unknown or word
         elif command.verb is None:
             command.verb = word
         else:
@@ -120,6 +120,8 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         raise UsageError(f'unknown verb "{command.verb}"' if command.verb else "no verb was given", fix=fix)
     module = import_module(verbs[command.verb])
     inner = getattr(module, "VERBS", {})
+    if command.unknown:
+        raise _unknown_option(command, inner)
     if command.words and command.words[0] in inner:
         word = command.words.pop(0)
         command.verb, module = f"{command.verb} {word}", import_module(inner[word])
@@ -127,7 +129,41 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
         show_verb(command.verb, module, {word: summary(name) for word, name in inner.items()})
         return
     overrides = [*_positional(command, module), *command.overrides]
-    module.run(load_config(module.CONFIG, command.recipe, overrides), force=command.force)
+    try:
+        config = load_config(module.CONFIG, command.recipe, overrides)
+    except ConfigError:
+        _check_verb(command, module, verbs)
+        raise
+    module.run(config, force=command.force)
+
+
+def _unknown_option(command: Command, inner: Mapping[str, str]) -> UsageError:
+    key = command.unknown.strip("-").partition("=")[0].replace("-", "_")
+    fix = f"Options are -c, --force, --debug and --help; settings are written {key}=value"
+    if key in inner:
+        fix = f"Write videoauto {command.verb} {key}"
+    return UsageError(f"unknown option {command.unknown}", fix=fix)
+
+
+def _check_verb(command: Command, module: ModuleType, verbs: Mapping[str, str]) -> None:
+    """
+    Raises:
+        UsageError: the recipe is one of another verb.
+        ConfigError: it is none at all.
+    """
+    if command.recipe is None or load_recipe(command.recipe) and _loads(module.CONFIG, command.recipe):
+        return
+    for verb, name in verbs.items():
+        if _loads(import_module(name).CONFIG, command.recipe):
+            fix = f"Write videoauto {verb} -c {command.recipe}"
+            raise UsageError(f'"{command.recipe}" is no recipe of {command.verb}', fix=fix)
+
+
+def _loads(kind: type, recipe: str) -> bool:
+    try:
+        return bool(load_config(kind, recipe))
+    except ConfigError:
+        return False
 
 
 def _positional(command: Command, module: ModuleType) -> list[str]:

@@ -1,10 +1,6 @@
 """`videoauto sft`: supervised fine-tuning from a recipe."""
 
-from rich import print as show
-from rich.markup import escape
-
-from videoauto_jax.cli.progress import progress_bar
-from videoauto_jax.distributed import is_main
+from videoauto_jax.cli.training import run_training
 from videoauto_jax.train.recipe import SFTConfig
 from videoauto_jax.train.sft import train_sft
 
@@ -13,12 +9,5 @@ HELP = "Supervised fine-tuning on demonstrations; the same command resumes."
 
 
 def run(config: SFTConfig, *, force: bool) -> None:
-    """Trains; the model is in `output/model` afterwards."""
-    with progress_bar("sft") as progress:
-        ended = train_sft(config, force=force, progress=progress)
-    if not is_main():
-        return
-    if ended:
-        show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
-    else:
-        show("told to stop, everything is saved; the same command goes on")
+    """Trains; the model is in `output/model` afterwards, what happened in `output/report.html`."""
+    run_training("sft", train_sft, config, force)

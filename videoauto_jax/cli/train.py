@@ -1,10 +1,6 @@
 """`videoauto train`: reinforcement learning from a recipe."""
 
-from rich import print as show
-from rich.markup import escape
-
-from videoauto_jax.cli.progress import progress_bar
-from videoauto_jax.distributed import is_main
+from videoauto_jax.cli.training import run_training
 from videoauto_jax.train.loop import train_grpo
 from videoauto_jax.train.recipe import GRPOConfig
 
@@ -13,12 +9,5 @@ HELP = "GRPO on groups of answers; the same command resumes."
 
 
 def run(config: GRPOConfig, *, force: bool) -> None:
-    """Trains; the model is in `output/model` afterwards."""
-    with progress_bar("train") as progress:
-        ended = train_grpo(config, force=force, progress=progress)
-    if not is_main():
-        return
-    if ended:
-        show(f"the trained model is in [bold]{escape(config.output)}/model[/]")
-    else:
-        show("told to stop, everything is saved; the same command goes on")
+    """Trains; the model is in `output/model` afterwards, what happened in `output/report.html`."""
+    run_training("train", train_grpo, config, force)

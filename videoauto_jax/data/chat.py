@@ -36,6 +36,7 @@ def render(messages: Sequence[Mapping], tokenizer, template: str, add_generation
 
     Raises:
         DataError: the template refuses the messages.
+        ModelError: the template itself is broken.
     """
     plain, begun = [], ""
     for message in messages:
@@ -50,6 +51,9 @@ def render(messages: Sequence[Mapping], tokenizer, template: str, add_generation
             plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
         return text + begun
+    except jinja2.TemplateSyntaxError as error:
+        what = f"the chat template is broken, line {error.lineno}: {error}"
+        raise ModelError(what, fix="Restore the checkpoint's chat_template.jinja") from error
     except jinja2.TemplateError as error:
         fix = "Check the roles and the order of the messages"
         raise DataError(f"the chat template refuses the messages: {error}", fix=fix) from error

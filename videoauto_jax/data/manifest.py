@@ -7,21 +7,11 @@ either the line is not read any more, and the next audit writes a new one.
 import dataclasses
 import hashlib
 import json
-import logging
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.processor import Processor
 from videoauto_jax.files import append_jsonl, read_jsonl
-
-if TYPE_CHECKING:
-    from videoauto_jax.data.recipe import DataConfig
-
-log = logging.getLogger(__name__)
-SHOWN = 5
-"""Samples that a warning names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,29 +59,3 @@ def read_manifest(path: str | Path) -> dict[str, Entry]:
 def write_entry(path: str | Path, entry: Entry) -> None:
     """Appends an entry."""
     append_jsonl(path, dataclasses.asdict(entry))
-
-
-def usable_samples(data: "DataConfig", processor: Processor) -> list[Sample]:
-    """A recipe's samples without those that its manifest knows to be damaged or too long; a warning names them.
-
-    What the manifest does not know stays: the stream still skips what it cannot encode.
-    """
-    samples, manifest = data.samples(), data.manifest
-    known = read_manifest(manifest) if manifest else {}
-    if not known:
-        return samples
-    bound = data.max_prompt_tokens or float("inf")
-    entries = [known.get(sample_key(sample, processor)) for sample in samples]
-    damaged = [entry for entry in entries if entry and entry.reason]
-    long = [entry for entry in entries if entry and not entry.reason and entry.tokens > bound]
-    _warn("damaged", [f"{entry.id} ({entry.reason})" for entry in damaged], manifest)
-    _warn(f"longer than max_prompt_tokens={bound}", [f"{entry.id} ({entry.tokens} tokens)" for entry in long], manifest)
-    out = {entry.key for entry in [*damaged, *long]}
-    return [sample for sample, entry in zip(samples, entries) if not (entry and entry.key in out)]
-
-
-def _warn(what: str, names: Iterable[str], manifest: str | Path) -> None:
-    names = list(names)
-    if names:
-        more = f" and {len(names) - SHOWN} more, see {manifest}" if len(names) > SHOWN else ""
-        log.warning("%d samples left out, %s: %s%s", len(names), what, "; ".join(names[:SHOWN]), more)

@@ -132,7 +132,7 @@ class Processor:
             positions=positions,
             vision_index=self._vision_index(token_ids, visuals),
             vision=concatenate_vision([visual.vision for visual in visuals]),
-            next_position=next_position(positions),
+            next_position=next_position(positions, self.position_convention),
             text=text,
         )
 

@@ -10,12 +10,13 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from numpy import ndarray
 from PIL import Image
 
 ResizeMode = Literal["upstream", "hf"]
 _CUBIC = np.float32(-0.5)
+_STRIP = 240  # pixels of a frame's width
 
 
 def resize_frame(
@@ -26,13 +27,25 @@ def resize_frame(
         return frame
     if mode == "hf":
         return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-    # Each axis in turn comes first in memory, so that its sparse matrix multiplies from the left; nothing is rounded
-    # between the two.
-    down = _taps(frame.shape[0], height) @ frame.reshape(frame.shape[0], -1)
-    across = np.ascontiguousarray(down.reshape(height, -1, 3).transpose(1, 0, 2)).reshape(frame.shape[1], -1)
-    pixels = _taps(frame.shape[1], width) @ across
+    pixels = _taps(frame.shape[1], width) @ _shrink_rows(frame, height)
     pixels = np.rint(np.clip(pixels, 0, 255, out=pixels), out=pixels).astype(np.uint8)
     return np.ascontiguousarray(pixels.reshape(width, height, 3).transpose(1, 0, 2))
+
+
+def _shrink_rows(frame: UInt8[ndarray, "H W 3"], height: int) -> Float32[ndarray, "W h*3"]:
+    """The frame at its new height, unrounded, turned so that the other axis comes first in memory.
+
+    Strip by strip in one buffer, which stays in the processor's cache and whose pages are asked for once. Pixels are
+    turned as items of 12 bytes, which numpy copies twice as fast as threes of floats.
+    """
+    taps, turned = _taps(frame.shape[0], height), np.empty((frame.shape[1], height * 3), np.float32)
+    buffer = np.empty((frame.shape[0], _STRIP, 3), np.float32)
+    for start in range(0, frame.shape[1], _STRIP):
+        pixels = frame[:, start : start + _STRIP]
+        floats = buffer[:, : pixels.shape[1]]
+        floats[:] = pixels
+        turned[start : start + _STRIP].view("V12")[:] = (taps @ floats.reshape(len(frame), -1)).view("V12").T
+    return turned
 
 
 @functools.lru_cache(maxsize=256)

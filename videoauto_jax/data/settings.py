@@ -12,6 +12,7 @@ from videoauto_jax.models.config import read_image_facts, read_json
 
 FAMILIES = MappingProxyType({"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"})
 _SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
+_OWN = "Use the checkpoint's own file"
 _DEFAULTS = {
     "qwen2_5_vl": {"patch_size": 14, "tokens_per_second": 4, "window_size": 112},
     "qwen3_vl": {"patch_size": 16, "num_position_embeddings": 2304, "window_size": 0},
@@ -79,6 +80,7 @@ def read_settings(folder: Path) -> VisionSettings:
         )
     images = read_image_facts(folder)
     vision = {**_DEFAULTS[family], **(config.get("vision_config") or {})}
+    _check_sizes(vision, folder)
     _check_patches(vision, images, folder)
     merge_size = vision.get("spatial_merge_size", 2)
     return VisionSettings(
@@ -102,6 +104,15 @@ def _image_budget(images: dict) -> Mapping[str, int]:
     return {key: value for key, value in found.items() if value}
 
 
+def _check_sizes(vision: dict, folder: Path) -> None:
+    least = {"patch_size": 1, "spatial_merge_size": 1, "num_position_embeddings": 0, "window_size": 0}
+    for key, smallest in least.items():
+        value = vision.get(key, smallest)
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+            what = f"{key} is {value!r}, not a whole number of at least {smallest}"
+            raise ModelError(what, where=folder / "config.json", fix=_OWN)
+
+
 def _check_patches(vision: dict, images: dict, folder: Path) -> None:
     for ours, theirs in (("patch_size", "patch_size"), ("spatial_merge_size", "merge_size")):
         if ours in vision and images.get(theirs, vision[ours]) != vision[ours]:
@@ -111,13 +122,13 @@ def _check_patches(vision: dict, images: dict, folder: Path) -> None:
                 fix="Restore the processor files that belong to this config.json",
             )
     if vision.get("temporal_patch_size", 2) != 2:
-        raise ModelError("temporal_patch_size must be 2", where=folder / "config.json")
+        raise ModelError("temporal_patch_size is not 2", where=folder / "config.json", fix=_OWN)
 
 
 def _side(positions: int, folder: Path) -> int:
     side = math.isqrt(positions)
     if side**2 != positions:
-        raise ModelError(f"num_position_embeddings={positions} is not a square", where=folder / "config.json")
+        raise ModelError(f"num_position_embeddings={positions} is not a square", where=folder / "config.json", fix=_OWN)
     return side
 
 
@@ -126,6 +137,11 @@ def _token_ids(config: dict, folder: Path) -> dict[str, int | list[int]]:
     text = config.get("text_config") or {}
     generation = read_json(folder / "generation_config.json") or {}
     found = {}
-    for source in (text, config, generation):
-        found.update({k: v for k, v in source.items() if k.endswith("_token_id") and v is not None})
+    for name, source in (("config", text), ("config", config), ("generation_config", generation)):
+        stated = {k: v for k, v in source.items() if k.endswith("_token_id") and v is not None}
+        for key, value in stated.items():
+            ids = value if isinstance(value, list) and value else [value]
+            if not all(isinstance(i, int) for i in ids):
+                raise ModelError(f"{key} is {value!r}, not a token id", where=folder / f"{name}.json", fix=_OWN)
+        found.update(stated)
     return found

@@ -13,7 +13,7 @@ from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.draws import Draw, Draws, Encoder
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.order import Plan
-from videoauto_jax.data.skips import SkipLog
+from videoauto_jax.data.skips import LeftOut, SkipLog
 from videoauto_jax.data.workers import Pool, is_crash
 from videoauto_jax.distributed import together
 from videoauto_jax.errors import CheckpointError, ConfigError, DataError
@@ -23,6 +23,11 @@ Item = tuple[int, Sample, Encoded]
 
 _MAX_DEATHS = 3  # of worker processes over one position
 _ENDLESS = 1_000_000  # epochs
+_OTHER_SEED = "Resume with the seed that the run began with, or begin a new run."
+_OTHER_SAMPLES = (
+    "The annotations of a data set have changed since the run began, or skipped.jsonl, which keeps what it left out, "
+    "is gone: put them back, or begin a new run."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,7 @@ class PromptStream:
         samples: all of them, in every process.
         encoder: a picklable object with `encode(messages) -> Encoded`; sent once to every worker.
         skip_log: JSON-lines file for skipped samples; the main process writes it.
+        left_out: samples that are not among `samples`; a new `skip_log` begins with them.
 
     Raises:
         ConfigError: no samples for one batch, or a batch that does not divide by the processes.
@@ -78,13 +84,14 @@ class PromptStream:
         config: StreamConfig,
         *,
         skip_log: str | Path | None = None,
+        left_out: Sequence[LeftOut] = (),
     ):
         index, count = jax.process_index(), jax.process_count()
         _check(len(samples), config, count)
-        self.samples, self.config, self.skipped = samples, config, 0
+        self.samples, self.config, self.skipped, self.left_out = samples, config, 0, len(left_out)
         self._encoder = encoder
         self._plan = Plan(len(samples), config.batch_size, config.seed, config.shuffle, index, count)
-        self._skips = SkipLog(skip_log if index == 0 else None)
+        self._skips = SkipLog(skip_log if index == 0 else None, left_out)
         self._position = 0
         self._deaths: dict[int, int] = {}
         self._pool: Pool | None = None
@@ -111,11 +118,12 @@ class PromptStream:
     def state(self) -> dict[str, int | str]:
         """Where the stream stands, for a checkpoint: JSON values, equal in all processes.
 
-        `next_index` counts the prompts of the current epoch that have been returned.
+        `next_index` counts the prompts of the current epoch that have been returned, `skipped` those that others
+        stood in for, from the very beginning.
         """
         epoch, batch = divmod(self._position // self._plan.local_batch, len(self))
-        next_index = batch * self.config.batch_size
-        return {"epoch": epoch, "next_index": next_index, "seed": self.config.seed, "samples": self._digest}
+        place = {"epoch": epoch, "next_index": batch * self.config.batch_size, "skipped": self.skipped}
+        return place | {"seed": self.config.seed, "samples": self._digest}
 
     def restore(self, state: dict[str, int | str]) -> None:
         """Continues from a `state`, whatever the number of workers and processes it was taken with.
@@ -126,7 +134,7 @@ class PromptStream:
         self._check_state(state)
         self.close()
         batch = state["epoch"] * len(self) + state["next_index"] // self.config.batch_size
-        self._position = batch * self._plan.local_batch
+        self._position, self.skipped = batch * self._plan.local_batch, state.get("skipped", 0)
 
     def close(self) -> None:
         """Ends the worker processes. The stream may be used on: it starts new ones."""
@@ -201,9 +209,8 @@ class PromptStream:
 
     def _check_state(self, state: dict[str, int | str]) -> None:
         here = self.state()
-        for key, what in (("samples", "the samples"), ("seed", "the data seed")):
+        for key, what, fix in (("samples", "the samples", _OTHER_SAMPLES), ("seed", "the data seed", _OTHER_SEED)):
             if state.get(key) != here[key]:
-                fix = "Resume with the data sets and the seed that the run began with, or begin a new run."
                 raise CheckpointError(f"{what} differ from those of the checkpoint", where="data state", fix=fix)
         if not {"epoch", "next_index"} <= state.keys():
             raise CheckpointError("the position of the data is missing", where="data state")

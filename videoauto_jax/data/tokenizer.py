@@ -12,7 +12,7 @@ def load_tokenizer(folder: Path):
     Raises:
         ModelError: there is none, or it is broken.
     """
-    fix = "Restore the checkpoint's tokenizer.json and tokenizer_config.json"
+    fix = "Restore the checkpoint's tokenizer.json, tokenizer_config.json and config.json"
     # Without its files transformers would make an empty tokenizer and say nothing.
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise ModelError("no tokenizer", where=folder, fix=fix)
@@ -22,7 +22,7 @@ def load_tokenizer(folder: Path):
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a broken file surfaces as whatever its parser raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"no usable tokenizer: {reason}", where=folder, fix=fix) from error
 
 

@@ -299,7 +299,11 @@ class VideoReader:
             self.info = dataclasses.replace(self.info, frames=count, fps=count / duration, duration=duration)
 
     def _rgb(self, frame: av.VideoFrame, transform: Callable | None) -> ndarray:
-        pixels = self._reformatter.reformat(frame, *self._size, format="rgb24", threads=1).to_ndarray()
+        plane = self._reformatter.reformat(frame, *self._size, format="rgb24", threads=1).planes[0]
+        # The frame's own memory: beside a copy it would go back to the system each time, and fresh pages cost more
+        # than the conversion that fills them.
+        lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: self._size[1], : 3 * self._size[0]]
+        pixels = lines.reshape(*self._size[::-1], 3)
         pixels = np.ascontiguousarray(np.rot90(pixels, self._turns)) if self._turns else pixels
         return pixels if transform is None else transform(pixels)
 

@@ -9,7 +9,14 @@ from videoauto_jax.rewards.grounded import grade_grounded
 from videoauto_jax.rewards.interval import grade_interval, interval_iou, parse_interval
 from videoauto_jax.rewards.math import grade_math, parse_math
 from videoauto_jax.rewards.pool import RewardPool
-from videoauto_jax.rewards.registry import Grader, find_grader, grade, known_types, register_grader
+from videoauto_jax.rewards.registry import (
+    Grader,
+    find_grader,
+    grade,
+    known_types,
+    register_grader,
+    require_graders,
+)
 from videoauto_jax.rewards.scoring import (
     DEFAULT_WEIGHTS,
     FALLBACK_BONUS,
@@ -41,6 +48,7 @@ __all__ = [
     "parse_interval",
     "parse_math",
     "register_grader",
+    "require_graders",
     "score",
     "single_box_accuracy",
     "total",

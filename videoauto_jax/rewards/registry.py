@@ -10,7 +10,7 @@ import functools
 import importlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from videoauto_jax.errors import DataError
 from videoauto_jax.protocol.grammar import Profile
@@ -81,6 +81,25 @@ def find_grader(problem_type: str) -> Grader:
         f"unknown problem type {problem_type!r}",
         fix=f"{hint}Known types: {', '.join(known_types())}; your own: 'module:function'.",
     )
+
+
+def require_graders(wanted: Iterable[tuple[str, str]]) -> None:
+    """Finds every grader of a run before it begins, rather than when the first answer of its kind is graded.
+
+    Args:
+        wanted: problem types or names of graders, each with the place that asks for it.
+
+    Raises:
+        DataError: there is no such grader; names the first place that asks for it.
+    """
+    places: dict[str, str] = {}
+    for name, place in wanted:
+        places.setdefault(name, place)
+    for name, place in places.items():
+        try:
+            find_grader(name)
+        except DataError as error:
+            raise DataError(error.what, where=place, fix=error.fix) from error
 
 
 def known_types() -> list[str]:

@@ -12,6 +12,7 @@ from videoauto_jax.models.config import read_json
 from videoauto_jax.sampling.answer import Mode
 
 CacheDtype = Literal["model", "int8", "float8_e4m3fn"]
+Layout = Literal["rollout", "train"]
 _LEAST = {"max_new_tokens": 1, "prompts": 1, "prefill_tokens": 1, "top_k": 0}
 _RANGES = {
     "threshold": (lambda x: x >= 0, "a number of at least 0"),
@@ -46,6 +47,9 @@ class SamplingConfig:
             costs only the question.
         cache_dtype: in what keys and values are kept, those of prompts and of branches: the model's dtype, or 8 bits
             with a scale for every token and head, which halves the memory and the reading and costs some accuracy.
+        layout: how the decoder's weights lie while branches are written. `rollout`: copied for the time of a call, so
+            that no step gathers them over `fsdp` or rounds them to the dtype in which it computes; not copied where
+            nothing would change. `train`: as they lie, for models that do not fit otherwise.
     """
 
     mode: Mode = "auto"
@@ -64,13 +68,15 @@ class SamplingConfig:
     prefill_tokens: int = 8192
     reuse_prefixes: bool = True
     cache_dtype: CacheDtype = "model"
+    layout: Layout = "rollout"
 
     def __post_init__(self):
         if self.mode not in get_args(Mode):
             fix = f"Use one of {', '.join(get_args(Mode))}"
-            raise ConfigError(f"there is no mode {self.mode!r}", where="sampling", fix=fix)
-        known = get_args(CacheDtype)
-        _check("cache_dtype", self.cache_dtype, self.cache_dtype in known, f"one of {', '.join(known)}")
+            raise ConfigError(f"there is no mode {self.mode!r}", fix=fix)
+        for name, kind in (("cache_dtype", CacheDtype), ("layout", Layout)):
+            known = get_args(kind)
+            _check(name, getattr(self, name), getattr(self, name) in known, f"one of {', '.join(known)}")
         for name, least in _LEAST.items():
             check_whole(name, getattr(self, name), least)
         _check("seed", self.seed, _is(self.seed, numbers.Integral), "a whole number")
@@ -79,9 +85,15 @@ class SamplingConfig:
             _check(name, value, _is(value, numbers.Real) and holds(value), rule)
         texts = isinstance(self.stop, (tuple, list)) and all(isinstance(text, str) and text for text in self.stop)
         _check("stop", self.stop, texts, "a list of texts of at least one character")
+        for name in ("forced_format", "reuse_prefixes"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        self._check_ladder()
+
+    def _check_ladder(self) -> None:
         ladder = self.prompt_lengths
-        rungs = ladder is None or (len(ladder) > 0 and all(_is(rung, numbers.Integral) and rung > 0 for rung in ladder))
-        _check("prompt_lengths", ladder, rungs, "null, or at least one length, all of them whole numbers above 0")
+        several = isinstance(ladder, (tuple, list)) and len(ladder) > 0
+        holds = ladder is None or (several and all(_is(rung, numbers.Integral) and rung > 0 for rung in ladder))
+        _check("prompt_lengths", ladder, holds, "null, or at least one length, all of them whole numbers above 0")
 
     @property
     def exit_threshold(self) -> float:
@@ -113,10 +125,10 @@ def checkpoint_defaults(folder: str | Path) -> dict[str, float]:
 def check_whole(name: str, value: object, least: int) -> None:
     """
     Raises:
-        ConfigError: the value is no whole number, or less than `least`.
+        ConfigError: the value is no whole number, less than `least`, or more than 32 bits hold.
     """
-    holds = _is(value, numbers.Integral) and value >= least
-    _check(name, value, holds, f"a whole number of at least {least}")
+    holds = _is(value, numbers.Integral) and least <= value < 2**31
+    _check(name, value, holds, f"a whole number of at least {least}, and less than 2^31")
 
 
 def _is(value: object, kind: type) -> bool:
@@ -125,4 +137,4 @@ def _is(value: object, kind: type) -> bool:
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
-        raise ConfigError(f"{name}={value!r}", where="sampling", fix=f"Make it {rule}")
+        raise ConfigError(f"{name}={value!r}", fix=f"Make it {rule}")

@@ -115,12 +115,11 @@ def empty(like: PromptCache, *, slots: int, branches: int, tokens: int, vocabula
     return keep(Slots(PromptCache(*prompt, zeros, zeros), *own, none))
 
 
-@partial(jax.jit, static_argnames="capacity", donate_argnames="slots")
-def widen(slots: Slots, *, capacity: int) -> Slots:
-    """The same slots with room for longer prompts."""
-    prompts = slots.prompts
+@partial(jax.jit, static_argnames="capacity")
+def widen(prompts: PromptCache, *, capacity: int) -> PromptCache:
+    """The same prompts with room for longer ones."""
     k, v = jax.tree.map(lambda x: extend(x, capacity), (prompts.k, prompts.v))
-    return keep(dataclasses.replace(slots, prompts=dataclasses.replace(prompts, k=k, v=v)))
+    return keep(dataclasses.replace(prompts, k=k, v=v))
 
 
 def admit(
@@ -292,7 +291,7 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
         first_tokens=jnp.where(closed & (branches.first_tokens == 0), length, branches.first_tokens),
         finish=jnp.where(running, finish, branches.finish),
         gate=gate,
-        seen=branches.seen.at[*jnp.indices(active.shape), drawn.token].max(active),
+        seen=jax.vmap(jax.vmap(lambda seen, token, now: seen.at[token].max(now)))(branches.seen, drawn.token, active),
     )
 
 
@@ -307,7 +306,6 @@ def _advance(
     What is not a number is kept as 0: the branch ends with these logits, but its slot is read by later ones, and what a
     mask gives no weight must be a number all the same.
     """
-    rows, count, _ = branches.tokens.shape
     place = jnp.maximum(branches.length - 1, 0)
     token = jnp.take_along_axis(branches.tokens, place[..., None], axis=-1)[..., 0]
     running = branches.finish == RUNNING
@@ -321,8 +319,25 @@ def _advance(
     position = prompts.next_position[:, None] + place
     layers = jnp.arange(k.shape[0])
     hidden, new = model.text(model.text.embed(token), jnp.stack([position] * 3), attention, caches=layers)
-    b, g = jnp.arange(rows)[:, None], jnp.arange(count)[None]
     numbers = lambda x: jnp.where(jnp.isfinite(x), x, 0)  # noqa: E731
     new = stored(numbers(new[0]), k), stored(numbers(new[1]), v)
-    k, v = jax.tree.map(lambda cache, x: cache.at[:, b, g, place].set(x), (k, v), new)
+    k, v = jax.tree.map(partial(_put, place=place), (k, v), new)
     return model.logits(hidden), k, v
+
+
+def _put(cache: Float[Array, "L B G R ..."], new: Float[Array, "L B G ..."], place: Int[Array, "B G"]) -> Array:
+    """The cache with each branch's newest token in its place.
+
+    Prompts and branches are batch axes of the scatter: with indices in their stead (`cache.at[:, b, g, place]`), the
+    partitioner gathers what is new from all devices, and `vmap` would turn the whole cache.
+    """
+    axes = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(0, *range(3, new.ndim)),
+        inserted_window_dims=(3,),
+        scatter_dims_to_operand_dims=(3,),
+        operand_batching_dims=(1, 2),
+        scatter_indices_batching_dims=(0, 1),
+    )
+    return jax.lax.scatter(
+        cache, place[..., None], new, axes, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+    )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from videoauto_jax.data.collate import bucket
@@ -19,10 +19,11 @@ MERGED = 4
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """`width` tokens of each prompt, from `starts` on."""
+    """`width` tokens of each prompt, from `starts` on; whether a prompt's last token is computed with it."""
 
     starts: Int[ndarray, "r"]
     width: int
+    ends: Bool[ndarray, "r"]
 
 
 def cut(
@@ -40,7 +41,7 @@ def cut(
     while (done < ends).any():
         width = min(bucket(int((ends - done).max()), lengths), most, capacity)
         starts = np.minimum(done, capacity - width).astype(np.int32)
-        pieces.append(Piece(starts, width))
+        pieces.append(Piece(starts, width, (done < ends) & (starts + width >= ends)))
         done = np.minimum(starts + width, ends)
     return pieces
 
@@ -112,7 +113,8 @@ class Given(Batch):
 
     def __init__(self, prompts: Sequence[Encoded], collated: Collated):
         rows, width = collated.inputs.token_ids.shape
-        super().__init__(prompts, [Piece(np.zeros(len(prompts), np.int32), width)], rows, 0)
+        whole = Piece(np.zeros(len(prompts), np.int32), width, np.ones(len(prompts), bool))
+        super().__init__(prompts, [whole], rows, 0)
         self._inputs, self.features = collated.inputs, collated.features
 
     def vision(self) -> VisionInputs | None:

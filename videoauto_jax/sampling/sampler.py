@@ -17,6 +17,7 @@ from videoauto_jax.sampling.answer import Answer, make_answer, refusal
 from videoauto_jax.sampling.config import SamplingConfig, check_whole
 from videoauto_jax.sampling.draw import Sampling
 from videoauto_jax.sampling.pieces import Collated
+from videoauto_jax.sampling.placing import rollout_weights
 from videoauto_jax.sampling.schedule import Finished, Schedule, Usage
 from videoauto_jax.sampling.table import Table, Writing
 from videoauto_jax.sampling.watch import OnText, Watch, cut_at
@@ -114,14 +115,11 @@ class Sampler:
         collated: Collated | None,
         on_text: OnText | None,
     ) -> Iterator[tuple[int, list[Answer]]]:
-        config = self.config
+        config, model = self.config, self._model
         check_whole("branches", branches, 1)
-        slots = config.prompts if collated is None else collated.inputs.token_ids.shape[0]
-        sizes = (slots, branches, config.max_new_tokens, config.prompt_lengths, config.prefill_tokens)
-        sizes += (config.cache_dtype,)
-        kept, self._idle = self._idle, None
-        table = kept[1] if kept and kept[0] == sizes else Table(config, slots, branches, self.processor.pad_token_id)
-        del kept
+        weights = rollout_weights(model) if config.layout == "rollout" else model
+        writing = Writing(weights, self.automaton, settings(config, self._stop_ids()))
+        sizes, table = self._table(branches, writing.shards, collated)
         schedule = Schedule(
             table,
             enumerate(prompts),
@@ -131,11 +129,24 @@ class Sampler:
             usage=self.usage,
             watch=Watch(self.processor.decode, config.stop, on_text) if config.stop or on_text else None,
         )
-        model, how = self._model, settings(config, self._stop_ids())
-        for finished in schedule.run(Writing(model, self.automaton, how)):
+        for finished in schedule.run(writing):
             yield finished.position, self._answers(finished, branches)
         if config.reuse_prefixes and self._model is model:
             self._idle = sizes, table
+
+    def _table(self, branches: int, shards: int, collated: Collated | None) -> tuple[tuple, Table]:
+        """The slots, those of the last call if they are of the same sizes, and these sizes.
+
+        There are a few more of them than asked for where that is no multiple of the shards: rows that cannot be split
+        evenly would all be computed by every device.
+        """
+        config = self.config
+        slots = -(-config.prompts // shards) * shards if collated is None else len(collated.inputs.token_ids)
+        sizes = slots, branches, config.max_new_tokens, config.prompt_lengths, config.prefill_tokens, config.cache_dtype
+        kept, self._idle = self._idle, None
+        if kept is not None and kept[0] == sizes:
+            return kept
+        return sizes, Table(config, slots, branches, self.processor.pad_token_id, shards)
 
     def _prompt(self, messages: list[dict]) -> Encoded | VideoAutoError:
         try:
@@ -160,9 +171,7 @@ class Sampler:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
         text, count, stopped = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
-        if (
-            stopped
-        ):  # what was written behind a stop text, before the host saw it, never was; nor the gate's exit with it
+        if stopped:  # what was written behind it before the host saw it never was, nor was the gate's exit
             finish = engine.STOPPED
             first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(

@@ -17,6 +17,10 @@ from videoauto_jax.sampling.prefixes import Trace, shared_length, trace
 from videoauto_jax.sampling.table import Entry, Table, Writing
 from videoauto_jax.sampling.watch import Watch
 
+FULL = 512
+"""Tokens that use a device well. Where fewer go through the model it waits for its weights, and further rows are nearly
+free: an H100 does 295 bfloat16 operations in the time in which it reads a byte, which is as many tokens."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
@@ -66,6 +70,8 @@ class Usage:
         useful: tokens they did write.
         prefilled: prompt tokens that were computed.
         reused: prompt tokens that another prompt had computed.
+        timed: wait for every prefill, so that its seconds are known.
+        prefill_seconds: spent in prefill, if that is wanted.
     """
 
     steps: int = 0
@@ -73,6 +79,8 @@ class Usage:
     useful: int = 0
     prefilled: int = 0
     reused: int = 0
+    timed: bool = False
+    prefill_seconds: float = 0.0
 
 
 class Schedule:
@@ -106,8 +114,7 @@ class Schedule:
         self._exhausted = False
         self._running: dict[int, Running] = {}
         self._free = table.free
-        # Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
-        self._quorum = max(1, table.slots // 16)
+        self._quorum = 1
         self._longest = 0
 
     def run(self, writing: Writing) -> Iterator[Finished]:
@@ -143,18 +150,22 @@ class Schedule:
             entries, positions = self._next_batch()
             self._table.fill(writing, entries, self._collated)
             self._collated = None
+            self._quorum = quorum(self._table, max(len(entry.prompt.token_ids) - entry.shared for entry in entries))
             for entry, position in zip(entries, positions):
                 self._running[entry.slot] = Running(position, entry.prompt.text, since)
                 self._usage.prefilled += len(entry.prompt.token_ids) - entry.shared
                 self._usage.reused += entry.shared
             self._longest = max(self._longest, 1)
+            if self._usage.timed:
+                self._table.progress()
+                self._usage.prefill_seconds += time.perf_counter() - since
 
     def _next_batch(self) -> tuple[list[Entry], list[int]]:
         """Waiting prompts that go through the model together, in slots of their own."""
         if self._collated is not None:
             most = self._table.slots
         else:
-            most = _batch_size(min(len(self._free), len(self._waiting)), self._table.slots)
+            most = _batch_size(min(len(self._free), len(self._waiting)), self._table)
         if 2 * most > self._table.slots == len(self._free):
             self._free = self._table.free = deque(range(self._table.slots))  # whole tables need no copy
         entries: list[Entry] = []
@@ -170,7 +181,7 @@ class Schedule:
 
     def _entry(self, waiting: Waiting, batch: list[Entry]) -> Entry | None:
         """A slot for a prompt; None if it has to wait for this batch, because it shares a prefix with one of it, or
-        cannot go through the model beside it."""
+        cannot go through the model beside it: long ones have a shard to themselves."""
         prompt, mine = waiting.prompt, waiting.trace
         if self._collated is not None:
             return Entry(self._free[0], prompt, mine, waiting.keys)
@@ -178,9 +189,10 @@ class Schedule:
         slot = source if shared and source in self._free else self._free[0]
         entry = Entry(slot, prompt, mine, waiting.keys, source, shared)
         long = any(len(each.prompt.token_ids) - each.shared > self._table.piece for each in (entry, *batch))
+        full = long and len(batch) >= self._table.shards
         alike = all(bool(other.shared) == bool(entry.shared) for other in batch)
         nearer = mine is not None and any(shared_length(mine, other.trace) > entry.shared for other in batch)
-        return None if batch and (long or nearer or not alike) else entry
+        return None if batch and (full or nearer or not alike) else entry
 
     def _source(self, mine: Trace | None) -> tuple[int, int]:
         """The slot that holds the most of a prompt's beginning, and how many of its tokens."""
@@ -191,8 +203,8 @@ class Schedule:
         return source, held[source]
 
     def _decode(self, writing: Writing) -> engine.Used:
-        waits = bool(self._waiting) or not self._exhausted
-        enough = max(0, len(self._running) - self._quorum) if waits else 0
+        wanted = min(self._quorum, len(self._waiting)) if self._exhausted else self._quorum
+        enough = max(0, len(self._running) - wanted) if wanted else 0
         most = self._table.tokens if self._watch is None else self._watch.every
         return self._table.decode(writing, longest=self._longest, most=most, enough=enough)
 
@@ -231,11 +243,24 @@ def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray,
     return np.array([zlib.crc32(f"{seed}/{branch}".encode(), digest) for branch in range(branches)], np.uint32)
 
 
-def _batch_size(most: int, slots: int) -> int:
-    """So many of `most` prompts at once: all if they fill half of the slots, else a power of four."""
-    if 2 * most > slots:
+def quorum(table: Table, tokens: int) -> int:
+    """Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
+
+    A sixteenth of them; of prompts so short that one alone would waste the device, as many as do not, up to a fourth.
+
+    Args:
+        table: the slots.
+        tokens: of a prompt, as many as go through the model.
+    """
+    together = min(table.slots // 4, FULL // max(tokens, 1))
+    return max(1, table.slots // 16, _batch_size(together, table) if together else 0)
+
+
+def _batch_size(most: int, table: Table) -> int:
+    """So many of `most` prompts at once: all if they fill half of the slots, else a power of four for each shard."""
+    if 2 * most > table.slots:
         return most
-    size = 1
+    size = table.shards
     while 4 * size <= most:
         size *= 4
-    return size
+    return min(size, most)

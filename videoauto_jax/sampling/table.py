@@ -24,7 +24,7 @@ from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.pieces import Batch, Collated, Given, cut
 from videoauto_jax.sampling.prefixes import Trace
-from videoauto_jax.sharding import place_inputs, place_vision
+from videoauto_jax.sharding import batch_shards, place_inputs, place_vision
 
 SMALLEST_REACH = 64
 """Shortest caches of branches that are worth a program of their own."""
@@ -70,6 +70,11 @@ class Writing:
         mesh = self.mesh
         return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
+    @property
+    def shards(self) -> int:
+        """Into how many parts the mesh splits rows."""
+        return 1 if self.mesh is None else batch_shards(self.mesh)
+
     def place(self, inputs: ModelInputs | VisionInputs) -> ModelInputs | VisionInputs:
         """Host arrays on that mesh; device arrays stay where they are."""
         mesh = self.mesh
@@ -86,6 +91,7 @@ class Table:
         slots: how many there are.
         branches: of each prompt, `G`.
         pad_token_id: fills padding.
+        shards: into how many parts rows are split. Prefill has a multiple of so many rows, as slots should be.
 
     Attributes:
         traces: the prompt whose keys and values each slot holds.
@@ -93,8 +99,9 @@ class Table:
         piece: tokens of a prompt that go through the model at once.
     """
 
-    def __init__(self, config: SamplingConfig, slots: int, branches: int, pad_token_id: int):
+    def __init__(self, config: SamplingConfig, slots: int, branches: int, pad_token_id: int, shards: int = 1):
         self.slots, self.branches, self.tokens = slots, branches, -(-config.max_new_tokens // 16) * 16
+        self.shards = shards
         self._config, self._pad = config, pad_token_id
         self._state: engine.Slots | None = None
         self.traces: list[Trace | None] = [None] * slots
@@ -106,6 +113,8 @@ class Table:
         if isinstance(prompt, VideoAutoError):
             return str(prompt)
         lengths, count = self._config.prompt_lengths, len(prompt.token_ids)
+        if count == 0:
+            return "the prompt has no tokens. Ask something"
         if lengths is None or count <= max(lengths):
             return None
         fix = "Lower the visual budgets or extend prompt_lengths"
@@ -199,8 +208,9 @@ class Table:
         return rung
 
     def _rows(self, count: int) -> int:
-        """Rows for so many prompts: all slots, or a power of four. Every other number would compile programs."""
-        rows = 1
+        """Rows for so many prompts: all slots, or a power of four for each shard. Every other number would compile
+        programs."""
+        rows = self.shards
         while rows < count:
             rows *= 4
         return self.slots if 2 * count > self.slots else min(rows, self.slots)
@@ -225,7 +235,7 @@ class Table:
     def _run(
         self, writing: Writing, batch: Batch, before: cache.PromptCache | None, capacity: int
     ) -> tuple[cache.PromptCache, Float[jax.Array, "r V"]]:
-        """Takes a batch piece by piece through the model; the last piece holds every prompt's last token."""
+        """Takes a batch piece by piece through the model; the logits are those behind every prompt's last token."""
         model, embeddings, logits = writing.model, None, None
         dtype = None if self._config.cache_dtype == "model" else self._config.cache_dtype
         position = batch.padded([prompt.next_position for prompt in batch.prompts])
@@ -235,7 +245,9 @@ class Table:
             embeddings = cache.embed_vision(model, writing.place(vision))
         for piece in batch.pieces:
             arguments = writing.place(batch.inputs(piece)), batch.padded(piece.starts), position, embeddings
-            before, logits = cache.prefill(model, before, *arguments, capacity=capacity, dtype=dtype)
+            before, new = cache.prefill(model, before, *arguments, capacity=capacity, dtype=dtype)
+            if piece.ends.any():
+                logits = new if logits is None else jnp.where(batch.padded(piece.ends)[:, None] > 0, new, logits)
         return before, logits
 
     def _capacity(self, needed: int) -> int:
@@ -243,5 +255,6 @@ class Table:
         if self._state is None:
             return needed
         if needed > self._state.prompts.capacity:
-            self._state = engine.widen(self._state, capacity=needed)
+            prompts = engine.widen(self._state.prompts, capacity=needed)
+            self._state = dataclasses.replace(self._state, prompts=prompts)
         return self._state.prompts.capacity

@@ -1,5 +1,6 @@
 """Looking at text while it is written: to show it, and to end it at a stop text."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,18 +33,22 @@ class Watch:
 
     def __init__(self, decode: Decode, stop: Sequence[str], on_text: OnText | None):
         self._decode, self._stop, self._on_text = decode, stop, on_text
-        self._shown: dict[tuple[int, int], int] = {}
+        self._texts: dict[tuple[int, int], Growing] = {}
 
     def look(self, position: int, branches: engine.Branches) -> Bool[ndarray, "G"]:
-        """Shows what is new of a prompt's branches; which of them hold a stop text."""
+        """Shows what is new of a prompt's branches; which of them hold a stop text that they did not hold before."""
         stopped = np.zeros(len(branches.length), bool)
         for g, length in enumerate(branches.length):
-            text = self._decode(branches.tokens[g, :length])
-            place = find_stop(text, self._stop)
-            stopped[g] = place is not None
+            tokens, text = branches.tokens[g, :length], self._texts.setdefault((position, g), Growing())
+            if text.ended:
+                continue
+            whole = text.read(tokens, self._decode)
+            stopped[g] = find_stop(whole, self._stop) is not None
+            text.ended = bool(stopped[g]) or branches.finish[g] != engine.RUNNING
             if self._on_text is not None:
-                running = place is None and branches.finish[g] == engine.RUNNING
-                self._show(position, g, self._certain(text) if running else text[:place])
+                certain = cut_at(tokens, self._stop, self._decode)[0] if text.ended else self._certain(whole)
+                if new := text.show(certain):
+                    self._on_text(position, g, new)
         return stopped
 
     def _certain(self, text: str) -> str:
@@ -52,11 +57,35 @@ class Watch:
         begun = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
         return text[: len(text) - max(begun, default=0)]
 
-    def _show(self, position: int, branch: int, text: str) -> None:
-        before = self._shown.get((position, branch), 0)
-        if len(text) > before:
-            self._shown[position, branch] = len(text)
-            self._on_text(position, branch, text[before:])
+
+@dataclasses.dataclass
+class Growing:
+    """The text of a branch that goes on: no token is decoded again, but for those of an unfinished character.
+
+    Attributes:
+        tokens: that many are decoded for good.
+        text: theirs.
+        shown: characters that have been told.
+        ended: nothing will follow.
+    """
+
+    tokens: int = 0
+    text: str = ""
+    shown: int = 0
+    ended: bool = False
+
+    def read(self, tokens: Int[ndarray, "R"], decode: Decode) -> str:
+        """The text of all tokens, which begin with those of the last call."""
+        new = decode(tokens[self.tokens :]) if len(tokens) > self.tokens else ""
+        whole = self.text + new
+        if not new.endswith(UNFINISHED):
+            self.tokens, self.text = len(tokens), whole
+        return whole
+
+    def show(self, text: str) -> str:
+        """What of a text has not been shown yet."""
+        new, self.shown = text[self.shown :], max(self.shown, len(text))
+        return new
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -66,10 +95,10 @@ def find_stop(text: str, stop: Sequence[str]) -> int | None:
 
 
 def cut_at(tokens: Int[ndarray, "R"], stop: Sequence[str], decode: Decode) -> tuple[str, int, bool]:
-    """The text before the first stop text, the tokens up to the one that completes it, and whether there is one."""
+    """The text before the stop text that is completed first, the tokens up to the one that completes it, and whether
+    there is one. What follows that token changes nothing: how much of it there is depends on when the host looked."""
     text = decode(tokens)
-    place = find_stop(text, stop)
-    if place is None:
+    if find_stop(text, stop) is None:
         return text, len(tokens), False
     low, high = 1, len(tokens)  # the fewest tokens whose text holds a stop text
     while low < high:
@@ -78,4 +107,5 @@ def cut_at(tokens: Int[ndarray, "R"], stop: Sequence[str], decode: Decode) -> tu
             low = middle + 1
         else:
             high = middle
-    return text[:place], low, True
+    text = decode(tokens[:low])
+    return text[: find_stop(text, stop)], low, True

@@ -59,8 +59,8 @@ def packaged(kind: type, name: str, config: "QuickstartConfig"):
     Raises:
         ConfigError: a change that the recipe does not take.
     """
-    changes = [f"{key}={json.dumps(value)}" for key, value in getattr(config, name).items()]
-    return load_config(kind, f"quickstart/{name}", [*changes, f"seed={config.seed}"])
+    overrides = [f"{key}={json.dumps(value)}" for key, value in getattr(config, name).items()]
+    return load_config(kind, f"quickstart/{name}", [*overrides, f"seed={config.seed}"])
 
 
 def recipes(config: "QuickstartConfig") -> dict:

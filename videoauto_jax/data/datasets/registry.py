@@ -28,6 +28,8 @@ class DatasetConfig:
         data_path: folder that the media paths of the annotations are relative to.
         image, video: budgets of this set; the recipe's where None.
         tags: labels every sample of the set carries.
+        problem_type: what grades the samples of this set, whatever their annotations say: a name, or `module:function`;
+            their own where empty.
     """
 
     loader: str = ""
@@ -36,6 +38,7 @@ class DatasetConfig:
     image: ImageBudget | None = None
     video: VideoBudget | None = None
     tags: tuple[str, ...] = ()
+    problem_type: str = ""
 
 
 def dataset(name: str) -> Callable[[Loader], Loader]:
@@ -89,6 +92,8 @@ def load_datasets(
         budgets = (config.image or image or ImageBudget(), config.video or video or VideoBudget())
         origin = Origin(name, system_prompt, config.data_path, *budgets, tags=tuple(config.tags))
         found = _load(_loader(config.loader or name), origin, config.anno_path)
+        if config.problem_type:
+            found = [dataclasses.replace(sample, problem_type=config.problem_type) for sample in found]
         samples += found if keep_missing else _with_media(found, name)
     return samples
 
@@ -129,8 +134,16 @@ def _load(loader: Loader, origin: Origin, anno_path: str) -> list[Sample]:
     return [sample for record in records if (sample := loader(record)) is not None]
 
 
+def media_exist(samples: Sequence[Sample]) -> list[bool]:
+    """Whether each sample's media file exists; true where it needs none."""
+    paths = [sample.media for sample in samples]
+    # Tens of thousands of look-ups on a network file system: latency, not work, so threads.
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda path: path is None or os.path.exists(path), paths))
+
+
 def _with_media(samples: list[Sample], source: str) -> list[Sample]:
-    present = _present([sample.media for sample in samples])
+    present = media_exist(samples)
     missing = [sample for sample, there in zip(samples, present) if not there]
     if missing:
         log.warning(
@@ -138,9 +151,3 @@ def _with_media(samples: list[Sample], source: str) -> list[Sample]:
             *(source, len(missing), len(samples), missing[0].media),
         )
     return [sample for sample, there in zip(samples, present) if there]
-
-
-def _present(paths: Sequence[str | None]) -> list[bool]:
-    # Tens of thousands of look-ups on a network file system: latency, not work, so threads.
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda path: path is None or os.path.exists(path), paths))
