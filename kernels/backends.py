@@ -125,8 +125,17 @@ def refusal(operation: str, name: str, *arguments) -> str | None:
 
 
 def module(operation: str, name: str) -> ModuleType:
-    """Imports a backend, only when one asks for it: none of their libraries is needed by another."""
-    return importlib.import_module(f"videoauto_jax.kernels.{MODULES[operation][name]}")
+    """Imports a backend, only when one asks for it: none of their libraries is needed by another.
+
+    Raises:
+        ImportError: its library is not installed, or does not go with this jax.
+    """
+    try:
+        return importlib.import_module(f"videoauto_jax.kernels.{MODULES[operation][name]}")
+    except ImportError:
+        raise
+    except Exception as error:  # what a library raises that looks for what its jax had
+        raise ImportError(f"{type(error).__name__}: {error}") from error
 
 
 def preferences(operation: str, q: jax.Array, k: jax.Array | Quantized, *rest, forward_only: bool = False) -> list[str]:

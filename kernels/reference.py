@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from videoauto_jax.kernels.mask import Mask
 
 XLA_SPLITS = True
-MAX_SCORES = 2**22
-"""Scores of one head and row that may exist at once (16 MiB in float32)."""
+MAX_SCORES, MAX_TOTAL = 2**22, 2**28
+"""Scores that may exist at once: of one head and row (16 MiB in float32), and of all of them (1 GiB)."""
 
 
 def refusal(q: Array, k: Array, v: Array, mask: Mask) -> None:
@@ -21,12 +21,11 @@ def refusal(q: Array, k: Array, v: Array, mask: Mask) -> None:
 
 def attend(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
     """See `videoauto_jax.kernels.attention.attend`."""
-    length = q.shape[1]
+    rows, length, heads, _ = q.shape
     if mask.bound is not None and 2 * mask.bound < length:
         return _banded(q, k, v, mask)
-    if length * k.shape[1] <= MAX_SCORES:
-        return _dense(q, k, v, mask)
-    return _chunked(q, k, v, mask)
+    together = max(1, min(MAX_SCORES, MAX_TOTAL // (rows * heads)) // k.shape[1])
+    return _dense(q, k, v, mask) if length <= together else _chunked(q, k, v, mask, together)
 
 
 @jax.custom_vjp
@@ -98,10 +97,9 @@ def _apart(x: Float[Array, "B K M C"], shape: tuple[int, ...]) -> Float[Array, "
     return jnp.moveaxis(grouped, 3, 1).reshape(rows, length, heads, x.shape[-1])
 
 
-def _chunked(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
+def _chunked(q: Array, k: Array, v: Array, mask: Mask, chunk: int) -> tuple[Array, Array]:
     """Queries in chunks, one after the other."""
     rows, length = q.shape[:2]
-    chunk = max(1, MAX_SCORES // k.shape[1])
     count = -(-length // chunk)
     split = lambda x: jnp.moveaxis(_pad(x, 0, count * chunk - length).reshape(rows, count, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
 

@@ -105,12 +105,13 @@ def test_shapes_that_do_not_belong_together_are_named(dense):
             attend(*wrong, mask)
 
 
-def test_chunks_never_exceed_the_limit(dense, monkeypatch):
-    monkeypatch.setattr(reference, "MAX_SCORES", 4 * 100)
-    ids = np.ones((1, 100), np.int32)
-    q, k, v = dense.arrays(3, 1, 100, 100, heads=1, kv_heads=1)
+@pytest.mark.parametrize("limit, scores", [("MAX_SCORES", 4 * 100), ("MAX_TOTAL", 2 * 6 * 4 * 100)])
+def test_chunks_never_exceed_the_limit(dense, monkeypatch, limit, scores):
+    monkeypatch.setattr(reference, limit, scores)
+    ids = np.ones((2, 100), np.int32)
+    q, k, v = dense.arrays(3, 2, 100, 100, heads=6, kv_heads=1)
     traced = jax.make_jaxpr(lambda q: self_attention(q, k, v, ids, causal=True))(q)
-    assert "100,100" not in str(traced)
+    assert ",24,100]" in str(traced) and "100,100" not in str(traced)
 
 
 def test_a_query_that_sees_nothing_has_no_say(dense):

@@ -1,5 +1,6 @@
 """One suite for every backend of `attend`: values and gradients against the dense oracle, and honest refusals."""
 
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -184,6 +185,21 @@ def test_a_backend_that_cannot_serve_says_why(dense, backend, reason):
     ids = np.ones((1, 2), np.int32)
     with pytest.raises(BackendError, match=reason):
         attend(*dense.arrays(0, 1, 2, 2), packed(ids, causal=True), backend=backend)
+
+
+@pytest.mark.parametrize("library, reason", [(None, "No module"), ("import jax; jax.gone", "AttributeError")])
+def test_a_library_that_cannot_be_imported_is_a_refusal(dense, monkeypatch, tmp_path, library, reason):
+    """Whether it is not there or was written for another jax."""
+    backend = f"{backends.__package__}.tokamax_mosaic"
+    for name in [name for name in sys.modules if name == backend or name.split(".")[0] == "tokamax"]:
+        monkeypatch.delitem(sys.modules, name)
+    if library is None:
+        monkeypatch.setitem(sys.modules, "tokamax", None)
+    else:
+        (tmp_path / "tokamax.py").write_text(library)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BackendError, match=rf"^attention backend 'tokamax' .* cannot be imported \({reason}"):
+        attend(*dense.arrays(0, 1, 2, 2), packed(np.ones((1, 2), np.int32), causal=True), backend="tokamax")
 
 
 def test_auto_takes_the_first_that_does_not_refuse(dense, monkeypatch):
