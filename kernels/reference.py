@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videoauto_jax.kernels.mask import Mask
+from videoauto_jax.kernels.sharded import devices_apart
 
 XLA_SPLITS = True
 MAX_SCORES, MAX_TOTAL = 2**22, 2**28
-"""Scores that may exist at once: of one head and row (16 MiB in float32), and of all of them (1 GiB)."""
+"""Scores that may exist at once: of one head and row (16 MiB in float32), and of all of a device (1 GiB)."""
 
 
 def refusal(q: Array, k: Array, v: Array, mask: Mask) -> None:
@@ -24,7 +25,8 @@ def attend(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Array]:
     rows, length, heads, _ = q.shape
     if mask.bound is not None and 2 * mask.bound < length:
         return _banded(q, k, v, mask)
-    together = max(1, min(MAX_SCORES, MAX_TOTAL // (rows * heads)) // k.shape[1])
+    here = max(1, rows * heads // devices_apart(rows, k.shape[2]))
+    together = max(1, min(MAX_SCORES, MAX_TOTAL // here) // max(1, k.shape[1]))
     return _dense(q, k, v, mask) if length <= together else _chunked(q, k, v, mask, together)
 
 

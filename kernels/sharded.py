@@ -67,6 +67,12 @@ def parts(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
+def devices_apart(rows: int, kv_heads: int) -> int:
+    """Over how many devices XLA splits an attention of so many rows and key heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return parts(mesh, dividing(mesh, BATCH_AXES, rows)) * parts(mesh, dividing(mesh, (HEADS,), kv_heads))
+
+
 def context_axis(keys: int) -> str | None:
     """The mesh axis over which a prompt's cached keys are split, or None."""
     return next(iter(dividing(jax.sharding.get_abstract_mesh(), (CONTEXT,), keys)), None)

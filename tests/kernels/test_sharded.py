@@ -53,6 +53,16 @@ def test_rows_are_split_over_as_many_devices_as_divide_them(dense, shapes, rows,
     np.testing.assert_allclose(split[0], reference._dense(*qkv, mask)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("rows, chunk", [(2, 9), (3, 5)])
+def test_the_limit_of_scores_is_a_device_s(dense, mesh, monkeypatch, rows, chunk):
+    """Two rows of four heads lie on four devices; three rows on two, which take five queries at once."""
+    monkeypatch.setattr(reference, "MAX_TOTAL", 6 * 9 * 5)
+    mask, qkv = packed(np.ones((rows, 9), np.int32), causal=True), dense.arrays(0, rows, 9, 9)
+    with jax.set_mesh(mesh):
+        traced = str(jax.make_jaxpr(lambda *qkv: attend(*qkv, mask))(*qkv))
+    assert f",{2 * chunk},9]" in traced and (chunk == 9 or ",18,9]" not in traced)
+
+
 def decoding(small=False, prompt=6):
     """Two prompts of which one is mostly padding, five branches, 8 heads over 4."""
     normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)  # noqa: E731
