@@ -17,6 +17,7 @@ from videoauto_jax.protocol.automaton import Automaton
 from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.sampler import settings
+from videoauto_jax.sampling.slots import empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def programs(config: QwenVLConfig, automaton: Automaton, work: Work) -> dict[str
     if t < p:
         found["prefill, next"] = cache.prefill, (model, prompts, *first[2:]), static
     sizes = {"slots": b, "branches": work.branches, "tokens": work.tokens, "vocabulary": config.text.vocab_size}
-    slots = jax.eval_shape(partial(engine.empty, **sizes), prompts)
+    slots = jax.eval_shape(partial(empty, **sizes), prompts)
     keys = jax.ShapeDtypeStruct((b, work.branches), jnp.uint32)
     admitted = prompts, logits, integer(b), integer(b, p), keys, integer(b), automaton, how
     found["admit"] = engine._admit_whole, (slots, *admitted), {}

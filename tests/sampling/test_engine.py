@@ -13,6 +13,7 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.protocol.automaton import compile_automaton
 from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.draw import Sampling
+from videoauto_jax.sampling.slots import EMPTY, FAILED, LENGTH, RUNNING, STOPPED, empty
 
 SLOTS, BRANCHES = 10, 2
 
@@ -66,7 +67,7 @@ def admitted(begun, *, slots=2, index=(0, 1), logits=None, **options):
     prompts, first, automaton = begun
     keys = np.arange(2 * BRANCHES, dtype=np.uint32).reshape(2, BRANCHES)
     sizes = {"slots": slots, "branches": BRANCHES, "tokens": SLOTS, "vocabulary": first.shape[1]}
-    state = engine.empty(prompts, **sizes)
+    state = empty(prompts, **sizes)
     arguments = jax.tree.map(jnp.copy, prompts), first if logits is None else logits, np.array(index, np.int32)
     arguments += np.full((2, 4), -1, np.int32), keys, np.zeros(2, np.int32)
     return engine.admit(state, *arguments, automaton, settings(**options), whole=slots == 2 and index == (0, 1))
@@ -118,19 +119,19 @@ def test_calls_slots_and_reach_change_nothing(tiny_model, begun):
     elsewhere, _ = run(tiny_model, begun, slots=4, index=(3, 1))
     np.testing.assert_array_equal(elsewhere.tokens[[3, 1]], whole.tokens)
     np.testing.assert_allclose(elsewhere.log_probs[[3, 1]], whole.log_probs, atol=1e-4)
-    assert (elsewhere.finish[[0, 2]] == engine.EMPTY).all() and not elsewhere.length[[0, 2]].any()
+    assert (elsewhere.finish[[0, 2]] == EMPTY).all() and not elsewhere.length[[0, 2]].any()
 
 
 def test_why_a_branch_ends(tiny_model, begun):
     free, _ = run(tiny_model, begun)
-    assert (free.finish == engine.LENGTH).all() and (free.length == SLOTS).all()
+    assert (free.finish == LENGTH).all() and (free.length == SLOTS).all()
     short, used = run(tiny_model, begun, options={"max_new_tokens": 4})
-    assert (short.finish == engine.LENGTH).all() and (short.length == 4).all() and used.steps == 3
+    assert (short.finish == LENGTH).all() and (short.length == 4).all() and used.steps == 3
     np.testing.assert_array_equal(short.tokens[..., :4], free.tokens[..., :4])
     stop = free.tokens[1, 0, 3]
     stopped, _ = run(tiny_model, begun, options={"stop_ids": (stop,)})
     first = free.tokens[1, 0].tolist().index(stop) + 1
-    assert stopped.finish[1, 0] == engine.STOPPED and stopped.length[1, 0] == first
+    assert stopped.finish[1, 0] == STOPPED and stopped.length[1, 0] == first
     np.testing.assert_array_equal(stopped.tokens[1, 0, :first], free.tokens[1, 0, :first])
     assert (stopped.tokens[1, 0, first:] == 0).all()
     going = [g for g in range(BRANCHES) if stop not in free.tokens[0, g]]
@@ -142,7 +143,7 @@ def test_decoding_returns_when_enough_prompts_have_ended(tiny_model, begun):
     own = [[token for token in row[1:6] if token not in free.tokens[0]] for row in free.tokens[1]]
     stops = [row[0] for row in own]  # both branches of the second prompt end
     written, used = run(tiny_model, begun, enough=1, options={"stop_ids": tuple(stops)})
-    assert (written.finish[1] == engine.STOPPED).all() and (written.finish[0] == engine.RUNNING).all()
+    assert (written.finish[1] == STOPPED).all() and (written.finish[0] == RUNNING).all()
     assert used.steps == written.length.max() - 1 < SLOTS - 1
 
 
@@ -152,7 +153,7 @@ def test_a_branch_without_numbers_fails_alone(family):
     logits = np.array(begun[1])
     logits[0, 5] = np.nan
     written, _ = run(model, begun, logits=jnp.asarray(logits))
-    assert (written.finish[0] == engine.FAILED).all() and (written.length[0] == 0).all()
+    assert (written.finish[0] == FAILED).all() and (written.length[0] == 0).all()
     assert_same(written, free, 1, 1)
 
 

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from videoauto_jax.sampling import cache, engine
+from videoauto_jax.sampling import cache, engine, slots
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 from videoauto_jax.sampling.schedule import quorum
 from videoauto_jax.sampling.table import Table
 
-PROGRAMS = (cache.prefill, cache.copy_prompts, engine.empty, engine.widen, engine._admit_whole,
-            engine._admit_some, engine.decode, engine.pick)  # fmt: skip
+PROGRAMS = (cache.prefill, cache.copy_prompts, slots.empty, slots.widen, engine._admit_whole,
+            engine._admit_some, engine.decode, slots.pick)  # fmt: skip
 
 
 def test_nothing_compiles_again(sampler, answers, chats, scripts, scripted):

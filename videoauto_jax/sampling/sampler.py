@@ -19,6 +19,7 @@ from videoauto_jax.sampling.draw import Sampling
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.placing import rollout_weights
 from videoauto_jax.sampling.schedule import Finished, Schedule, Usage
+from videoauto_jax.sampling.slots import STOPPED, Branches
 from videoauto_jax.sampling.table import Table, Writing
 from videoauto_jax.sampling.watch import OnText, Watch, cut_at
 
@@ -167,12 +168,12 @@ class Sampler:
         begun = begun_response(finished.prompt)
         return [self._answer(begun, written, g, finished.seconds) for g in range(branches)]
 
-    def _answer(self, begun: str, branches: engine.Branches, g: int, seconds: float) -> Answer:
+    def _answer(self, begun: str, branches: Branches, g: int, seconds: float) -> Answer:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
         text, count, stopped = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
         if stopped:  # what was written behind it before the host saw it never was, nor was the gate's exit
-            finish = engine.STOPPED
+            finish = STOPPED
             first, confidence = (first, confidence) if first <= count else (0, -1.0)
         return make_answer(
             begun + text,

@@ -14,6 +14,7 @@ from videoauto_jax.errors import VideoAutoError
 from videoauto_jax.sampling import engine
 from videoauto_jax.sampling.pieces import Collated
 from videoauto_jax.sampling.prefixes import Trace, shared_length, trace
+from videoauto_jax.sampling.slots import RUNNING, STOPPED, Branches
 from videoauto_jax.sampling.table import Entry, Table, Writing
 from videoauto_jax.sampling.watch import Watch
 
@@ -54,7 +55,7 @@ class Finished:
     """
 
     position: int
-    branches: engine.Branches | None
+    branches: Branches | None
     prompt: str = ""
     seconds: float = 0.0
     reason: str = ""
@@ -214,10 +215,10 @@ class Schedule:
         self._usage.steps += steps
         self._usage.slots += steps * finish.size
         self._usage.useful += useful
-        self._longest = int(length.max(where=finish == engine.RUNNING, initial=0))
+        self._longest = int(length.max(where=finish == RUNNING, initial=0))
         if self._watch is not None:
             finish = self._look(writing, finish)
-        ended = [slot for slot in self._running if (finish[slot] != engine.RUNNING).all()]
+        ended = [slot for slot in self._running if (finish[slot] != RUNNING).all()]
         now = time.perf_counter()
         rows = self._table.take(ended) if ended else []
         self._free.extend(ended)
@@ -229,10 +230,10 @@ class Schedule:
         slots, which = list(self._running), np.zeros(finish.shape, bool)
         for slot, row in zip(slots, self._table.take(slots)):
             which[slot] = self._watch.look(self._running[slot].position, row)
-        which &= finish == engine.RUNNING
+        which &= finish == RUNNING
         if which.any():
             self._table.stop(writing, which)
-        return np.where(which, engine.STOPPED, finish)
+        return np.where(which, STOPPED, finish)
 
 
 def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray, "G"]:

@@ -24,6 +24,7 @@ from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.pieces import Batch, Collated, Given, cut
 from videoauto_jax.sampling.prefixes import Trace
+from videoauto_jax.sampling.slots import FAILED, Branches, Slots, empty, pick, stop, widen
 from videoauto_jax.sharding import batch_shards, place_inputs, place_vision
 
 SMALLEST_REACH = 64
@@ -103,7 +104,7 @@ class Table:
         self.slots, self.branches, self.tokens = slots, branches, -(-config.max_new_tokens // 16) * 16
         self.shards = shards
         self._config, self._pad = config, pad_token_id
-        self._state: engine.Slots | None = None
+        self._state: Slots | None = None
         self.traces: list[Trace | None] = [None] * slots
         self._unseen: set[int] = set()
         self.free, self.piece = deque(range(slots)), config.prefill_tokens
@@ -133,7 +134,7 @@ class Table:
             rows = len(logits)
             if self._state is None:
                 sizes = {"slots": self.slots, "branches": self.branches, "tokens": self.tokens}
-                self._state = engine.empty(prompts, **sizes, vocabulary=logits.shape[-1])
+                self._state = empty(prompts, **sizes, vocabulary=logits.shape[-1])
             index, keys = np.full(rows, self.slots, np.int32), np.zeros((rows, self.branches), np.uint32)
             token_ids = np.full((rows, prompts.capacity), -1, np.int32)
             start = np.full(rows, writing.automaton.start, np.int32)
@@ -184,21 +185,21 @@ class Table:
         if slot in self._unseen:
             self._unseen.remove(slot)
             finish, length = self.progress()
-            if finish[slot, 0] == engine.FAILED and length[slot, 0] == 0:  # not even its own next token was one
+            if finish[slot, 0] == FAILED and length[slot, 0] == 0:  # not even its own next token was one
                 self.traces[slot] = None
         return self.traces[slot] is not None
 
-    def take(self, slots: Sequence[int]) -> list[engine.Branches]:
+    def take(self, slots: Sequence[int]) -> list[Branches]:
         """What the branches of some slots have written, on the host: arrays `[G, …]` for each slot."""
         index = np.zeros(self.slots, np.int32)
         index[: len(slots)] = slots
-        taken = fetch(engine.pick(self._state.branches, index))
+        taken = fetch(pick(self._state.branches, index))
         return [jax.tree.map(lambda x, row=row: x[row], taken) for row in range(len(slots))]
 
     def stop(self, writing: Writing, which: Bool[np.ndarray, "B G"]) -> None:
         """Ends branches that run."""
         with writing.in_use():
-            self._state = engine.stop(self._state, which)
+            self._state = stop(self._state, which)
 
     def _reach(self, longest: int) -> int:
         """The first rung above `longest`: the whole cache, a quarter of it, a quarter of that, …"""
@@ -255,6 +256,6 @@ class Table:
         if self._state is None:
             return needed
         if needed > self._state.prompts.capacity:
-            prompts = engine.widen(self._state.prompts, capacity=needed)
+            prompts = widen(self._state.prompts, capacity=needed)
             self._state = dataclasses.replace(self._state, prompts=prompts)
         return self._state.prompts.capacity

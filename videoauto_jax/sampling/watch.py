@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from videoauto_jax.sampling import engine
+from videoauto_jax.sampling.slots import RUNNING, Branches
 
 OnText = Callable[[int, int, str], None]
 """Told the prompt's number, the branch's, and the text that has been added."""
@@ -35,7 +35,7 @@ class Watch:
         self._decode, self._stop, self._on_text = decode, stop, on_text
         self._texts: dict[tuple[int, int], Growing] = {}
 
-    def look(self, position: int, branches: engine.Branches) -> Bool[ndarray, "G"]:
+    def look(self, position: int, branches: Branches) -> Bool[ndarray, "G"]:
         """Shows what is new of a prompt's branches; which of them hold a stop text that they did not hold before."""
         stopped = np.zeros(len(branches.length), bool)
         for g, length in enumerate(branches.length):
@@ -44,7 +44,7 @@ class Watch:
                 continue
             whole = text.read(tokens, self._decode)
             stopped[g] = find_stop(whole, self._stop) is not None
-            text.ended = bool(stopped[g]) or branches.finish[g] != engine.RUNNING
+            text.ended = bool(stopped[g]) or branches.finish[g] != RUNNING
             if self._on_text is not None:
                 certain = cut_at(tokens, self._stop, self._decode)[0] if text.ended else self._certain(whole)
                 if new := text.show(certain):
