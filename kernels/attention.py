@@ -145,16 +145,34 @@ def group_attention(
         segment_bound: static upper bound on the length of a branch.
         backend: see `attend`.
     """
-    prompt, branch = slice(None, prompt_length), slice(prompt_length, None)
-    in_prompt, in_branch = segment_ids[:, prompt], segment_ids[:, branch]
-    to_itself = packed(in_prompt, causal=True, aligned=True)
-    prompt_out, _ = attend(q[:, prompt], k[:, prompt], v[:, prompt], to_itself, backend=backend)
-    to_prompt = shared(in_branch > 0, in_prompt > 0, aligned=True)
-    own = packed(in_branch, causal=True, bound=segment_bound)
-    branch_out, _ = merge(
-        attend(q[:, branch], k[:, prompt], v[:, prompt], to_prompt, backend=backend),
-        attend(q[:, branch], k[:, branch], v[:, branch], own, backend=backend),
-    )
+    parts = lambda x: (x[:, :prompt_length], x[:, prompt_length:])  # noqa: E731
+    masks = group_masks(*parts(segment_ids), segment_bound=segment_bound)
+    return attend_group(*map(parts, (q, k, v)), masks, backend=backend)
+
+
+GroupMasks = tuple[Mask, Mask, Mask]
+"""What a prompt sees of itself, and branches of the prompt and of their own part."""
+
+
+def group_masks(
+    prompt_ids: Int[Array, "B P"], branch_ids: Int[Array, "B X"], *, segment_bound: int | None = None
+) -> GroupMasks:
+    """The masks of group rows, from their segments; see `group_attention`."""
+    to_itself = packed(prompt_ids, causal=True, aligned=True)
+    to_prompt = shared(branch_ids > 0, prompt_ids > 0, aligned=True)
+    return to_itself, to_prompt, packed(branch_ids, causal=True, bound=segment_bound)
+
+
+def attend_group(
+    q: tuple[Array, Array], k: tuple[Array, Array], v: tuple[Array, Array], masks: GroupMasks, *, backend: str = "auto"
+) -> Float[Array, "B T N H"]:
+    """Attention of group rows of which each array is given in its two parts, the prompt's and the branches'."""
+    to_itself, to_prompt, own = masks
+    prompt_out, _ = attend(q[0], k[0], v[0], to_itself, backend=backend)
+    if q[1].shape[1] == 0:
+        return prompt_out
+    part = attend(q[1], k[0], v[0], to_prompt, backend=backend)
+    branch_out, _ = merge(part, attend(q[1], k[1], v[1], own, backend=backend))
     return jnp.concatenate([prompt_out, branch_out], axis=1)
 
 

@@ -1,4 +1,5 @@
-"""Attention of rows that are split over a mesh axis, for use inside `shard_map`.
+"""Attention of rows that are split over a mesh axis: of a model's rows (`group_attention`), or, inside `shard_map`, of
+any that see themselves (`attend`).
 
 A causal row's end costs more than its beginning. Cut into twice as many chunks as there are devices, chunk `i` and the
 `i`-th from the end make equal work: device `i` holds both, one after the other (`zigzag`). Ranges of keys stay in the
@@ -16,12 +17,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import attention
 from videoauto_jax.kernels.attention import Partial, merge
 from videoauto_jax.kernels.mask import Mask
+from videoauto_jax.kernels.sharded import CONTEXT, context_devices
 
 
 def zigzag(length: int, devices: int) -> Int[np.ndarray, "T"]:
@@ -41,6 +44,57 @@ def chunk_order(devices: int) -> Int[np.ndarray, "C2"]:
     """The chunks of all devices, in the order of devices: 0, 2C-1, 1, 2C-2, …"""
     first = np.arange(devices)
     return np.stack([first, 2 * devices - 1 - first], axis=1).reshape(-1)
+
+
+def row_order(*parts: int) -> Int[np.ndarray, "T"] | None:
+    """The order in which rows are split evenly over the mesh's `context` axis: every device has its share of each part
+    (a prompt's, the branches'), in `zigzag`. None where the mesh in use has no such axis or a part is no multiple of
+    twice its devices: rows are then whole on every device."""
+    devices = context_devices()
+    if devices == 1 or any(part % (2 * devices) for part in parts):
+        return None
+    starts = np.cumsum([0, *parts])
+    shares = [start + zigzag(part, devices).reshape(devices, -1) for start, part in zip(starts, parts)]
+    return np.concatenate(shares, axis=1).reshape(-1)
+
+
+def group_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    prompt_length: int,
+    backend: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """`kernels.attention.group_attention` of rows split over `context`, whose keys every device gathers; not to be
+    called inside `shard_map`.
+
+    Args:
+        q, k, v: in `row_order(prompt_length, T - prompt_length)`, which must not be None.
+        segment_ids: in the row's own order.
+        prompt_length: as there; `T` for rows that are all prompt.
+        backend: see `kernels.attention.attend`.
+    """
+    devices, here = context_devices(), prompt_length // context_devices()
+    masks = attention.group_masks(segment_ids[:, :prompt_length], segment_ids[:, prompt_length:])
+
+    def share(mask: Mask) -> Mask:
+        """In the order of the queries, which then are no longer the keys' own tokens."""
+        order = zigzag(mask.start.shape[1], devices)
+        kept = {"kind": "shared", "aligned": mask.aligned} if mask.kind == "shared" else {}
+        return Mask(mask.start[:, order], mask.stop[:, order], **kept)
+
+    def parts(x: Array) -> tuple[Array, Array]:
+        return x[:, :here], x[:, here:]
+
+    def local(q: Array, k: Array, v: Array, masks: attention.GroupMasks) -> Array:
+        keys, values = (tuple(_whole(part, CONTEXT) for part in parts(x)) for x in (k, v))
+        return attention.attend_group(parts(q), keys, values, masks, backend=backend)
+
+    row = PartitionSpec(None, CONTEXT)
+    split = jax.shard_map(local, in_specs=row, out_specs=row, axis_names={CONTEXT}, check_vma=False)
+    return split(q, k, v, tuple(map(share, masks)))
 
 
 def attend(
@@ -75,14 +129,13 @@ def attend(
 
 def _gather(q: Array, k: Array, v: Array, start: Array, stop: Array, axis: str, backend: str) -> Partial:
     """All keys in the row's order, then one call; the transpose of gathering sums their gradients."""
-    devices = jax.lax.axis_size(axis)
-    back = np.argsort(chunk_order(devices))
+    return attention.attend(q, _whole(k, axis), _whole(v, axis), Mask(start, stop), backend=backend)
 
-    def whole(x: Array) -> Array:
-        chunks = jax.lax.all_gather(x.reshape(x.shape[0], 2, -1, *x.shape[2:]), axis, axis=1, tiled=True)
-        return chunks[:, back].reshape(x.shape[0], -1, *x.shape[2:])
 
-    return attention.attend(q, whole(k), whole(v), Mask(start, stop), backend=backend)
+def _whole(x: Array, axis: str) -> Array:
+    """A row's keys from all devices, in the row's order."""
+    chunks = jax.lax.all_gather(x.reshape(x.shape[0], 2, -1, *x.shape[2:]), axis, axis=1, tiled=True)
+    return chunks[:, np.argsort(chunk_order(jax.lax.axis_size(axis)))].reshape(x.shape[0], -1, *x.shape[2:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -73,9 +73,15 @@ def devices_apart(rows: int, kv_heads: int) -> int:
     return parts(mesh, dividing(mesh, BATCH_AXES, rows)) * parts(mesh, dividing(mesh, (HEADS,), kv_heads))
 
 
-def context_axis(keys: int) -> str | None:
-    """The mesh axis over which a prompt's cached keys are split, or None."""
-    return next(iter(dividing(jax.sharding.get_abstract_mesh(), (CONTEXT,), keys)), None)
+def context_devices() -> int:
+    """Devices of the mesh's `context` axis, if XLA splits over it; else 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return parts(mesh, _automatic(mesh, (CONTEXT,)))
+
+
+def context_axis(size: int) -> str | None:
+    """The mesh axis over which so many tokens (a prompt's cached keys, for one) are split, or None."""
+    return next(iter(dividing(jax.sharding.get_abstract_mesh(), (CONTEXT,), size)), None)
 
 
 def head_repeats(heads: int, kv_heads: int) -> int:

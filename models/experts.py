@@ -50,7 +50,8 @@ class MixtureOfExperts(nnx.Module):
         rows = batch_axes(mesh, len(x))
         expert, tensor = dividing_axis(mesh, "expert", len(down)), dividing_axis(mesh, "tensor", down.shape[1])
         body = partial(_on_device, gather=expert if expert in rows else None, expert=expert, tensor=tensor)
-        by_rows, kernels = P(rows or None), (P(expert, None, None, tensor), P(expert, tensor))
+        by_rows = P(rows or None, dividing_axis(mesh, "context", x.shape[1]))
+        kernels = (P(expert, None, None, tensor), P(expert, tensor))
         return jax.shard_map(body, in_specs=(by_rows, by_rows, by_rows, *kernels), out_specs=by_rows, check_vma=False)(
             x, weights, chosen, gate_up, down
         )

@@ -7,14 +7,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from videoauto_jax.kernels import context_parallel
 from videoauto_jax.kernels.attention import group_attention, self_attention
+from videoauto_jax.kernels.sharded import CONTEXT
 from videoauto_jax.models.config import Qwen3VisionConfig, QwenVLConfig
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.layers import Projection, layer_norm, rms_norm, stack
+from videoauto_jax.models.partition import constrain
 from videoauto_jax.models.qwen2_5_vision import NORM_EPS, WindowTower
 from videoauto_jax.models.qwen3_vision import DeepStackTower
 from videoauto_jax.models.text import Attention, Decoder
@@ -80,6 +84,7 @@ class QwenVL(nnx.Module):
         *,
         embeddings: VisionEmbeddings | None = None,
         caches: object = None,
+        token_axis: str | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], object]:
         """Hidden states under any attention, and what it yields per layer (a cache, for instance).
@@ -90,6 +95,7 @@ class QwenVL(nnx.Module):
             features: the tower's features of `inputs.vision`, computed earlier.
             embeddings: those of the mergers, computed earlier.
             caches: pytree with a leading layer axis that `attention` gets its slices of, or None.
+            token_axis: mesh axis over which tokens are split.
             remat: recompute activations in the backward pass.
         """
         if embeddings is None and features is None and inputs.vision is not None:
@@ -98,7 +104,8 @@ class QwenVL(nnx.Module):
             embeddings = self.merge_vision(features)
         x = self.embed(inputs.token_ids, inputs.vision_index, embeddings)
         deepstack = None if embeddings is None else (embeddings.deepstack, inputs.vision_index)
-        return self.text(x, inputs.positions, attention, caches=caches, deepstack=deepstack, remat=remat)
+        options = {"caches": caches, "deepstack": deepstack, "token_axis": token_axis, "remat": remat}
+        return self.text(x, inputs.positions, attention, **options)
 
     def hidden(
         self,
@@ -109,7 +116,8 @@ class QwenVL(nnx.Module):
         branch_bound: int | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Hidden states of ordinary rows, or of group rows if `prompt_length` is given.
+        """Hidden states of ordinary rows, or of group rows if `prompt_length` is given; computed in parts along the
+        mesh's `context` axis where it divides them (`kernels.context_parallel.row_order`).
 
         Args:
             inputs: the batch.
@@ -118,6 +126,11 @@ class QwenVL(nnx.Module):
             branch_bound: static upper bound on the length of one branch of a group row.
             remat: recompute activations in the backward pass.
         """
+        length = inputs.token_ids.shape[1]
+        prompt = length if prompt_length is None else prompt_length
+        order = context_parallel.row_order(prompt, length - prompt)
+        if order is not None:
+            return self._split_hidden(inputs, order, prompt, features, remat)
         segments = inputs.segment_ids
 
         def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, None]:
@@ -127,6 +140,19 @@ class QwenVL(nnx.Module):
             return out, None
 
         return self.forward(inputs, attention, features, remat=remat)[0]
+
+    def _split_hidden(
+        self, inputs: ModelInputs, order: np.ndarray, prompt: int, features: VisionFeatures | None, remat: bool
+    ) -> Float[Array, "B T D"]:
+        """Rows split over the mesh's `context` axis: every token's own work is where its share of the row is."""
+        token_ids, positions, index = (x[..., order] for x in (inputs.token_ids, inputs.positions, inputs.vision_index))
+        split = ModelInputs(token_ids, positions, inputs.segment_ids, index, inputs.vision)
+
+        def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, None]:
+            return context_parallel.group_attention(q, k, v, inputs.segment_ids, prompt_length=prompt), None
+
+        hidden, _ = self.forward(split, attention, features, token_axis=CONTEXT, remat=remat)
+        return constrain(hidden[:, np.argsort(order)])
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits in float32, whatever the dtype of the product: rounded ones would spoil log-probabilities."""

@@ -91,6 +91,7 @@ class Decoder(nnx.Module):
         *,
         caches: Any = None,
         deepstack: tuple[Float[Array, "K M D"], Int[Array, "B T"]] | None = None,
+        token_axis: str | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Runs every layer.
@@ -102,6 +103,7 @@ class Decoder(nnx.Module):
             caches: pytree with a leading layer axis, or None.
             deepstack: features added after each of the first `K` layers, and the row that each slot takes (-1: none);
                 `K` may be 0.
+            token_axis: mesh axis over which tokens are split.
             remat: recompute a layer's activations in the backward pass.
 
         Returns:
@@ -114,7 +116,7 @@ class Decoder(nnx.Module):
 
         def layer(x: Array, slices: tuple) -> tuple[Array, Any]:
             index, weight, cache = slices
-            x, yielded = nnx.merge(graph, weight)(constrain(x), rotary, attention, cache)
+            x, yielded = nnx.merge(graph, weight)(constrain(x, token_axis=token_axis), rotary, attention, cache)
             return (_add_deepstack(x, index, *deepstack) if taps else x), yielded
 
         body = jax.checkpoint(layer) if remat else layer

@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from videoauto_jax.data.collate import bucket
+from videoauto_jax.kernels.sharded import context_axis, context_devices
 from videoauto_jax.models.inputs import ModelInputs
+from videoauto_jax.models.partition import constrain
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionFeatures
 from videoauto_jax.train.log_probs import selective_log_softmax, softmax_entropy
@@ -178,7 +180,7 @@ def branch_scores(
         features: the frozen tower's features of the batch, computed earlier.
         temperature: divides the logits, as in the rollout (upstream §4.4).
         remat: recompute activations in the backward pass.
-        chunk: branch slots whose logits exist at once.
+        chunk: branch slots whose logits exist at once on a device.
         entropies: give the entropy of the distribution at every token too; no gradient flows through it.
     """
     hidden = model.hidden(
@@ -189,7 +191,7 @@ def branch_scores(
     @jax.checkpoint
     def score(piece: tuple[Array, Array]) -> tuple[Float[Array, "B C"], ...]:
         states, targets = piece
-        logits = model.logits(states)
+        logits = model.logits(constrain(states, token_axis=context_axis(states.shape[1])))
         log_probs = selective_log_softmax(logits, targets, temperature=temperature)
         return (log_probs, softmax_entropy(logits, temperature=temperature)) if entropies else (log_probs,)
 
@@ -197,7 +199,7 @@ def branch_scores(
         taken = jnp.take_along_axis(scores, batch.place.reshape(len(scores), -1), axis=1)
         return jnp.where(batch.mask, taken.reshape(batch.place.shape), 0.0)
 
-    scores = [spread(values) for values in _by_chunks(score, (hidden, batch.targets), chunk)]
+    scores = [spread(values) for values in _by_chunks(score, (hidden, batch.targets), chunk * context_devices())]
     return scores[0], scores[1] if entropies else None
 
 

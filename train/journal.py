@@ -11,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.data.collate import bucket
+from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.distributed import is_main, on_main
 from videoauto_jax.errors import TrainingError
 from videoauto_jax.files import append_jsonl, read_jsonl, write_atomic, write_json
@@ -117,14 +119,18 @@ def warn_about_shards(rows: int, shards: int, fix: str) -> None:
         )
 
 
-def warn_about_context(mesh: Mesh) -> None:
-    """Says so if devices along `context` all compute the same: an update splits rows, not sequences."""
-    if (size := mesh.shape["context"]) > 1:
-        log.warning(
-            "updates do not split sequences: the %d devices along mesh.context compute the same. "
-            "It splits the keys of prompts while branches are written; otherwise set mesh.context=1",
-            size,
-        )
+def warn_about_context(mesh: Mesh, data: DataConfig) -> None:
+    """Says so if rows of some length cannot be split over `context`: each of its devices then computes all of them."""
+    if (devices := mesh.shape["context"]) == 1:
+        return
+    for name in ("prompt_lengths", "branch_lengths"):
+        rungs = getattr(data, name) or (bucket(1), bucket(bucket(1) + 1))
+        if uneven := [rung for rung in rungs if rung % (2 * devices)]:
+            log.warning(
+                "mesh.context=%d cannot split rows where data.%s is %s: all of its devices compute all of them. "
+                "Make the rungs multiples of %d",
+                *(devices, name, ", ".join(map(str, uneven)), 2 * devices),
+            )
 
 
 def warn_about_sets(samples: Sequence[Sample]) -> None:

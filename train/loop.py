@@ -210,7 +210,7 @@ def train_grpo(
     """
     mesh = make_mesh(config.mesh)
     warn_about_rows(config, batch_shards(mesh))
-    warn_about_context(mesh)
+    warn_about_context(mesh, config.data)
     processor = config.data.processor(config.model)
     reward = config.reward
     usable, left_out = usable_samples(config.data, processor, decided_samples(config, force))

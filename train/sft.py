@@ -98,7 +98,7 @@ def train_sft(config: SFTConfig, *, force: bool = False, progress: Progress | No
     mesh = make_mesh(config.mesh)
     shards = batch_shards(mesh)
     warn_about_shards(config.rows, shards, f"rows={-(-config.rows // shards) * shards}")
-    warn_about_context(mesh)
+    warn_about_context(mesh, config.data)
     processor = config.data.processor(config.model)
     usable, left_out = usable_samples(config.data, processor, decided_samples(config, force))
     samples, mute = with_targets(usable, config.target)

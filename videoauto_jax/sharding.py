@@ -24,7 +24,7 @@ class MeshConfig:
         fsdp: shards of the weights; rows are split over it too.
         expert: shards of a layer's experts (mixture of experts); rows are split over it too.
         tensor: shards of heads and feed-forward width.
-        context: shards of a prompt's keys while branches are written; updates do not split sequences.
+        context: shards of an update's rows along their tokens, and of a prompt's keys while branches are written.
     """
 
     data: int = 1

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import context_parallel
+from videoauto_jax.kernels.attention import group_attention
 from videoauto_jax.kernels.context_parallel import zigzag
 from videoauto_jax.kernels.mask import packed
 
@@ -42,6 +43,37 @@ def test_a_split_row_is_a_whole_row(dense, mesh, strategy, causal):
         return out[:, back], lse[:, back]
 
     dense.check(whole, dense.arrays(1, 2, length, length, heads=4, kv_heads=2), dense.written_out(ids, causal))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("prompt, branches", [(32, 48), (48, 0)])
+def test_a_split_group_row_is_a_whole_one(dense, sizes, prompt, branches):
+    """Values and gradients, beside rows and heads that are split too; a prompt with padding, branches, more padding."""
+    ids = np.ones((2, prompt + branches), np.int32)
+    ids[0, 20:prompt] = 0
+    ids[:, prompt:] = dense.segments(0, 2, branches, longest=9) + 1 if branches else 0
+    ids[:, prompt + branches - 5 : prompt + branches if branches else 0] = 0
+    mesh = jax.make_mesh(sizes, ("context", "data", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    q, k, v = dense.arrays(1, 2, *(prompt + branches,) * 2, heads=4, kv_heads=2)
+    bar = np.random.default_rng(2).normal(size=q.shape).astype(np.float32)
+
+    def whole(q, k, v):
+        return jnp.sum(group_attention(q, k, v, ids, prompt_length=prompt) * bar)
+
+    def split(q, k, v):
+        order = context_parallel.row_order(prompt, branches)
+        out = context_parallel.group_attention(
+            *(x[:, order] for x in (q, k, v)), ids, prompt_length=prompt, backend="reference"
+        )
+        return jnp.sum(out[:, np.argsort(order)] * bar)
+
+    assert context_parallel.row_order(prompt, branches) is None  # without a mesh
+    expected = jax.jit(jax.value_and_grad(whole, (0, 1, 2)))(q, k, v)
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(split, (0, 1, 2)))(q, k, v)
+        assert context_parallel.row_order(prompt, branches + 1) is None
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 def test_devices_have_equal_work():

@@ -1,5 +1,7 @@
 """The same logits and gradients on eight devices as on one, for every family and layout."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,9 @@ from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.sharding import MeshConfig, make_mesh, place_inputs
 
-LAYOUTS = [{"fsdp": 8}, {"fsdp": 1, "tensor": 8}, {"fsdp": 4, "tensor": 2}]
+LAYOUTS = [{"fsdp": 8}, {"fsdp": 1, "tensor": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 1, "tensor": 2, "context": 4}]
 EXPERT = [{"fsdp": 1, "expert": 8}, {"fsdp": 1, "expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}]
+EXPERT += [{"fsdp": 1, "expert": 2, "tensor": 2, "context": 2}]
 CASES = [(family, mesh) for family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe") for mesh in LAYOUTS]
 CASES += [("qwen3_vl_moe", mesh) for mesh in EXPERT]
 
@@ -63,7 +66,7 @@ def test_eight_devices_give_the_logits_of_one(family, mesh, alone):
         )
 
 
-@pytest.mark.parametrize("mesh", [EXPERT[1], EXPERT[2]], ids=str)
+@pytest.mark.parametrize("mesh", EXPERT[1:], ids=str)
 def test_gradients_under_expert_sharding(mesh, alone):
     folder, inputs, _, expected = alone("qwen3_vl_moe")
     mesh = make_mesh(MeshConfig(**mesh))
@@ -75,6 +78,24 @@ def test_gradients_under_expert_sharding(mesh, alone):
         np.testing.assert_allclose(found[path], want, atol=1e-4 * scale + 1e-6, err_msg=path)
     kernel = parameter_paths(model)["text/layers/mlp/experts/gate_up/kernel"]
     assert kernel.sharding.shard_shape(kernel.shape)[1] == 8 // mesh.shape["expert"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
+def test_rows_are_split_over_context(family, alone):
+    """What a device computes of rows that nothing else splits, by XLA's own count."""
+    folder, inputs, _, _ = alone(family)
+    inputs, hidden, work = (
+        dataclasses.replace(inputs, vision=None),
+        jax.jit(lambda model, inputs: model.hidden(inputs)),
+        {},
+    )
+    for context in (1, 4):
+        mesh = make_mesh(MeshConfig(fsdp=1, context=context), jax.devices()[:context])
+        with jax.set_mesh(mesh):
+            compiled = hidden.lower(load_model(folder, mesh, dtype="float32"), place_inputs(inputs, mesh)).compile()
+        work[context] = compiled.cost_analysis()["flops"]
+    print(work)
+    assert work[4] < 0.35 * work[1]
 
 
 def test_an_expert_nobody_asks_for_is_not_computed(alone, checkpoint):

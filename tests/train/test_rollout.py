@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from videoauto_jax.data.annotations import Sample
+from videoauto_jax.data.recipe import DataConfig
 from videoauto_jax.errors import ConfigError, TrainingError
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.rewards import FALLBACK_BONUS, RewardPool, Rewards
@@ -147,11 +148,13 @@ def test_rows_that_devices_cannot_share_are_announced(caplog):
     assert "2 group rows, which 8 data shards" in caplog.text and "Set subgroups=4" in caplog.text
 
 
-def test_devices_that_compute_the_same_are_announced(caplog):
-    warn_about_context(make_mesh(MeshConfig(tensor=2)))
+def test_rows_that_context_cannot_split_are_announced(caplog):
+    warn_about_context(make_mesh(MeshConfig(tensor=2)), DataConfig(prompt_lengths=(63,)))
+    warn_about_context(make_mesh(MeshConfig(context=4)), DataConfig(branch_lengths=(24, 80)))
     assert not caplog.records
-    warn_about_context(make_mesh(MeshConfig(context=4)))
-    assert "the 4 devices along mesh.context compute the same" in caplog.text
+    warn_about_context(make_mesh(MeshConfig(context=4)), DataConfig(branch_lengths=(24, 36, 44)))
+    assert "mesh.context=4 cannot split rows where data.branch_lengths is 36, 44" in caplog.text
+    assert "multiples of 8" in caplog.text
 
 
 def test_the_four_way_table_counts_no_bonus():

@@ -24,7 +24,7 @@ from videoauto_jax.train.recipe import GRPOConfig
 from videoauto_jax.train.rollout import place_groups
 from videoauto_jax.train.step import Learner, encode_vision
 
-MESHES = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+MESHES = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "context": 2}]
 
 
 @pytest.fixture(scope="module")
