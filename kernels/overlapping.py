@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from videoauto_jax.kernels.sharded import BATCH_AXES, dividing, parts
+from videoauto_jax.kernels.sharded import ROW_AXES, dividing, parts
 
 
 def pieces(length: int, bound: int) -> int:
     """Into how many pieces the mesh in use had better cut a row.
 
-    As many as its batch axes divide it into, while a piece is no shorter than a segment may be, so that it reaches into
-    its direct neighbours only; 1 if what overlaps would cost more than splitting gains.
+    As many as its batch axes and `context` divide it into, while a piece is no shorter than a segment may be, so that
+    it reaches into its direct neighbours only; 1 if what overlaps would cost more than splitting gains.
 
     Args:
         length: of the row.
         bound: no segment is longer than this.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    count = parts(mesh, dividing(mesh, BATCH_AXES, length, most=length // bound))
+    count = parts(mesh, dividing(mesh, ROW_AXES, length, most=length // bound))
     return count if length // count + 2 * bound < length else 1
 
 

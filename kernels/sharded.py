@@ -17,6 +17,8 @@ from videoauto_jax.errors import BackendError
 
 BATCH_AXES, HEADS, CONTEXT = ("data", "fsdp", "expert"), "tensor", "context"
 """Mesh axes over which rows, heads and a prompt's cached keys are split."""
+ROW_AXES = (*BATCH_AXES, CONTEXT)
+"""Those over which rows are split where nothing else is split over `context`."""
 
 
 def over_mesh(kernel: Callable, operands: tuple, axes: tuple[str, ...], results: tuple[str, ...]) -> Any:
@@ -28,8 +30,8 @@ def over_mesh(kernel: Callable, operands: tuple, axes: tuple[str, ...], results:
         kernel: attention over whole rows and heads.
         operands: arrays, or pytrees of arrays alike.
         axes: what each operand's axes are, one letter each: "B" rows, "K" heads, "P" a prompt's keys, "." whole; rest
-            and "" whole. The first operand's rows and the second's heads, which are the fewest, decide what the mesh
-            divides.
+            and "" whole. Without a "P", rows are split over `context` too. The first operand's rows and the second's
+            heads, which are the fewest, decide what the mesh divides.
         results: the same for the kernel's results, a tuple.
 
     Raises:
@@ -42,8 +44,9 @@ def over_mesh(kernel: Callable, operands: tuple, axes: tuple[str, ...], results:
         raise BackendError(f"kernels are split over automatic mesh axes, and {explicit[0]!r} is explicit", fix=fix)
     if not _automatic(mesh, tuple(kinds)):
         return kernel(*operands)
+    rows = BATCH_AXES if "P" in axes[1] else ROW_AXES
     split = {
-        "B": dividing(mesh, BATCH_AXES, operands[0].shape[axes[0].index("B")]),
+        "B": dividing(mesh, rows, operands[0].shape[axes[0].index("B")]),
         "K": dividing(mesh, (HEADS,), operands[1].shape[axes[1].index("K")]),
         "P": context_axis(operands[1].shape[axes[1].index("P")]) if "P" in axes[1] else None,
     }

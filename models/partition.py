@@ -81,18 +81,19 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     raise ModelError(f"no sharding rule for parameter {path}", fix="Add it to models/partition.py")
 
 
-def constrain(x: jax.Array, *, token_axis: str | None = None) -> jax.Array:
-    """Keeps an activation's first axis on the batch axes of the mesh in use, or the whole on every device where they do
+def constrain(x: jax.Array, *, axes: tuple[str, ...] = BATCH_AXES, token_axis: str | None = None) -> jax.Array:
+    """Keeps an activation's first axis on those axes of the mesh in use, or the whole on every device where they do
     not divide it: left to choose, XLA's partitioner has computed other numbers. Does nothing without a mesh.
 
     Args:
         x: the activation.
+        axes: mesh axes over which its first axis is split.
         token_axis: the mesh axis over which its second axis is split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(mesh, x.shape[0]) or None, token_axis))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(dividing(mesh, axes, x.shape[0]) or None, token_axis))
 
 
 def batch_axes(mesh: jax.sharding.AbstractMesh, rows: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from videoauto_jax.kernels import overlapping
 from videoauto_jax.kernels.attention import self_attention
+from videoauto_jax.kernels.sharded import ROW_AXES
 from videoauto_jax.models.config import VisionConfig
 from videoauto_jax.models.layers import Projection
 from videoauto_jax.models.partition import constrain
@@ -82,13 +83,13 @@ def segment_attention(
 ) -> Float[Array, "Q N H"]:
     """Each patch attends to those of its segment, of which there are at most `bound` (static).
 
-    On a mesh the packed patches are cut into overlapping rows, one for each device that rows are split over.
+    On a mesh the packed patches are cut into overlapping rows, one for each device of the batch axes and of `context`.
     """
     within = partial(self_attention, causal=False, segment_bound=bound, forward_only=True)
     count = overlapping.pieces(len(q), bound)
     if count == 1:
         return within(q[None], k[None], v[None], segments[None])[0]
-    rows = (constrain(overlapping.cut(x, count, bound)) for x in (q, k, v, segments))
+    rows = (constrain(overlapping.cut(x, count, bound), axes=ROW_AXES) for x in (q, k, v, segments))
     return overlapping.join(within(*rows), bound)
 
 

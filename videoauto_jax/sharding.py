@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videoauto_jax.errors import ConfigError
+from videoauto_jax.kernels.sharded import BATCH_AXES, ROW_AXES, dividing
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
-from videoauto_jax.models.partition import BATCH_AXES
 
 Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "expert", "tensor", "context")
@@ -61,8 +61,8 @@ def batch_shards(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape]))
 
 
-def place_rows(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
-    """Host arrays onto the mesh, split along `axis` where the batch axes divide it, whole otherwise.
+def place_rows(tree: Tree, mesh: Mesh, axis: int = 0, *, over: tuple[str, ...] = BATCH_AXES) -> Tree:
+    """Host arrays onto the mesh, split along `axis` over those of some mesh axes that divide it into the most parts.
 
     In a job of several processes each brings the same arrays and places the parts of its own devices.
     """
@@ -70,8 +70,8 @@ def place_rows(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
     def put(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
         axes = [None] * array.ndim
-        if array.ndim > axis and array.shape[axis] % batch_shards(mesh) == 0:
-            axes[axis] = BATCH_AXES
+        if array.ndim > axis:
+            axes[axis] = dividing(mesh.abstract_mesh, over, array.shape[axis]) or None
         where = NamedSharding(mesh, PartitionSpec(*axes))
         return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
@@ -79,14 +79,14 @@ def place_rows(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
 
 
 def place_inputs(inputs: ModelInputs, mesh: Mesh) -> ModelInputs:
-    """A host batch onto the mesh: rows and patches are split over the batch axes."""
+    """A host batch onto the mesh: rows are split over the batch axes, patches over `context` too."""
     vision = None if inputs.vision is None else place_vision(inputs.vision, mesh)
     token_ids, segment_ids, index = place_rows((inputs.token_ids, inputs.segment_ids, inputs.vision_index), mesh)
     return ModelInputs(token_ids, place_rows(inputs.positions, mesh, axis=1), segment_ids, index, vision)
 
 
 def place_vision(vision: VisionInputs, mesh: Mesh) -> VisionInputs:
-    """Packed visuals onto the mesh."""
-    corners = place_rows((vision.position_index, vision.position_weight), mesh, axis=1)
-    by_patch = place_rows(dataclasses.replace(vision, position_index=None, position_weight=None), mesh)
+    """Packed visuals onto the mesh: patches are split over the batch axes and `context`."""
+    corners = place_rows((vision.position_index, vision.position_weight), mesh, axis=1, over=ROW_AXES)
+    by_patch = place_rows(dataclasses.replace(vision, position_index=None, position_weight=None), mesh, over=ROW_AXES)
     return dataclasses.replace(by_patch, position_index=corners[0], position_weight=corners[1])

@@ -10,7 +10,7 @@ import pytest
 from videoauto_jax.data.processor import load_processor
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
-from videoauto_jax.sharding import MeshConfig, make_mesh, place_inputs
+from videoauto_jax.sharding import MeshConfig, make_mesh, place_inputs, place_vision
 
 LAYOUTS = [{"fsdp": 8}, {"fsdp": 1, "tensor": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 1, "tensor": 2, "context": 4}]
 EXPERT = [{"fsdp": 1, "expert": 8}, {"fsdp": 1, "expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}]
@@ -80,22 +80,23 @@ def test_gradients_under_expert_sharding(mesh, alone):
     assert kernel.sharding.shard_shape(kernel.shape)[1] == 8 // mesh.shape["expert"]
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
-def test_rows_are_split_over_context(family, alone):
-    """What a device computes of rows that nothing else splits, by XLA's own count."""
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_rows_and_patches_are_split_over_context(family, alone):
+    """What a device computes where nothing else is split, by XLA's own count."""
     folder, inputs, _, _ = alone(family)
-    inputs, hidden, work = (
-        dataclasses.replace(inputs, vision=None),
-        jax.jit(lambda model, inputs: model.hidden(inputs)),
-        {},
-    )
+    tokens = dataclasses.replace(inputs, vision=None)
+    work = {"rows": {}, "patches": {}}
     for context in (1, 4):
         mesh = make_mesh(MeshConfig(fsdp=1, context=context), jax.devices()[:context])
         with jax.set_mesh(mesh):
-            compiled = hidden.lower(load_model(folder, mesh, dtype="float32"), place_inputs(inputs, mesh)).compile()
-        work[context] = compiled.cost_analysis()["flops"]
-    print(work)
-    assert work[4] < 0.35 * work[1]
+            model = load_model(folder, mesh, dtype="float32")
+            rows = jax.jit(lambda model, inputs: model.hidden(inputs)).lower(model, place_inputs(tokens, mesh))
+            patches = jax.jit(lambda model, vision: model.encode_vision(vision))
+            patches = patches.lower(model, place_vision(inputs.vision, mesh))
+        for name, program in (("rows", rows), ("patches", patches)):
+            work[name][context] = program.compile().cost_analysis()["flops"]
+    assert work["rows"][4] < 0.3 * work["rows"][1]
+    assert work["patches"][4] < 0.35 * work["patches"][1]  # pieces overlap
 
 
 def test_an_expert_nobody_asks_for_is_not_computed(alone, checkpoint):

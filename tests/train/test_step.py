@@ -196,6 +196,6 @@ def test_weights_decide_which_tokens_are_learned(one):
 
 def test_rows_lie_on_the_batch_axes():
     mesh = make_mesh(MeshConfig(**MESHES[1]))
-    placed = place_rows({"rows": np.zeros((8, 3)), "odd": np.zeros((6, 3))}, mesh)
-    assert placed["rows"].sharding.spec == P(("data", "fsdp", "expert"), None)
-    assert placed["odd"].sharding.is_fully_replicated and isinstance(placed["rows"], jnp.ndarray)
+    placed = place_rows({"rows": np.zeros((8, 3)), "some": np.zeros((6, 3)), "odd": np.zeros((5, 3))}, mesh)
+    assert placed["rows"].sharding.spec == P(("data", "fsdp"), None) and isinstance(placed["rows"], jnp.ndarray)
+    assert placed["some"].sharding.shard_shape((6, 3)) == (3, 3) and placed["odd"].sharding.is_fully_replicated
