@@ -1,5 +1,5 @@
-"""Attention of rows that are split over a mesh axis: of a model's rows (`group_attention`), or, inside `shard_map`, of
-any that see themselves (`attend`).
+"""Attention of rows that are split over a mesh axis: of a model's rows (`group_attention`,
+`prefix_attention`), or, inside `shard_map`, of any that see themselves (`attend`).
 
 A causal row's end costs more than its beginning. Cut into twice as many chunks as there are devices, chunk `i` and the
 `i`-th from the end make equal work: device `i` holds both, one after the other (`zigzag`). Ranges of keys stay in the
@@ -13,6 +13,7 @@ row's own order, so a mask is what it always is, computed once for the whole row
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import attention
 from videoauto_jax.kernels.attention import Partial, merge
-from videoauto_jax.kernels.mask import Mask
+from videoauto_jax.kernels.mask import Mask, packed
 from videoauto_jax.kernels.sharded import CONTEXT, context_devices
 
 
@@ -76,25 +77,66 @@ def group_attention(
         prompt_length: as there; `T` for rows that are all prompt.
         backend: see `kernels.attention.attend`.
     """
-    devices, here = context_devices(), prompt_length // context_devices()
+    here = prompt_length // context_devices()
     masks = attention.group_masks(segment_ids[:, :prompt_length], segment_ids[:, prompt_length:])
-
-    def share(mask: Mask) -> Mask:
-        """In the order of the queries, which then are no longer the keys' own tokens."""
-        order = zigzag(mask.start.shape[1], devices)
-        kept = {"kind": "shared", "aligned": mask.aligned} if mask.kind == "shared" else {}
-        return Mask(mask.start[:, order], mask.stop[:, order], **kept)
-
-    def parts(x: Array) -> tuple[Array, Array]:
-        return x[:, :here], x[:, here:]
+    parts = lambda x: (x[:, :here], x[:, here:])  # noqa: E731
 
     def local(q: Array, k: Array, v: Array, masks: attention.GroupMasks) -> Array:
         keys, values = (tuple(_whole(part, CONTEXT) for part in parts(x)) for x in (k, v))
         return attention.attend_group(parts(q), keys, values, masks, backend=backend)
 
-    row = PartitionSpec(None, CONTEXT)
-    split = jax.shard_map(local, in_specs=row, out_specs=row, axis_names={CONTEXT}, check_vma=False)
-    return split(q, k, v, tuple(map(share, masks)))
+    return _over_context(local, (q, k, v, tuple(map(_share, masks))))
+
+
+def prefix_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    earlier: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]] | None,
+    seen: Mask,
+    *,
+    backend: str = "auto",
+) -> tuple[Float[Array, "B T N H"], tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]]:
+    """Causal attention of rows split over `context` to themselves and to keys and values that came before them.
+
+    Args:
+        q, k, v: in `row_order(T)`, which must not be None.
+        segment_ids: in the row's own order; each row is one segment, padded on the right.
+        earlier: keys and values before the row; None if there are none.
+        seen: which of them the row's queries see, in the row's own order.
+        backend: see `kernels.attention.attend`.
+
+    Returns:
+        The output in the order of `q`, and the row's keys and values in its own order, whole on every device.
+    """
+    own = _share(packed(segment_ids, causal=True, aligned=True))
+
+    def local(q: Array, k: Array, v: Array, own: Mask, seen: Mask, earlier: tuple[Array, Array]) -> tuple:
+        k, v = _whole(k, CONTEXT), _whole(v, CONTEXT)
+        part = attention.attend(q, k, v, own, backend=backend, forward_only=True)
+        if earlier is not None:
+            part = merge(attention.attend(q, *earlier, seen, backend=backend, forward_only=True), part)
+        return part[0], (k, v)
+
+    return _over_context(local, (q, k, v, own, _share(seen)), earlier, results=(_ROW, PartitionSpec()))
+
+
+_ROW = PartitionSpec(None, CONTEXT)
+
+
+def _over_context(local: Callable, rows: tuple, *whole: Any, results: Any = _ROW) -> Any:
+    """Calls `local` with each device's share of `rows`, and all of the rest."""
+    in_specs = *(_ROW for _ in rows), *(PartitionSpec() for _ in whole)
+    split = jax.shard_map(local, in_specs=in_specs, out_specs=results, axis_names={CONTEXT}, check_vma=False)
+    return split(*rows, *whole)
+
+
+def _share(mask: Mask) -> Mask:
+    """In the order in which queries are split. Queries are then no longer the keys' own tokens."""
+    order = zigzag(mask.start.shape[1], context_devices())
+    kept = {"kind": "shared", "aligned": mask.aligned} if mask.kind == "shared" else {}
+    return Mask(mask.start[:, order], mask.stop[:, order], **kept)
 
 
 def attend(

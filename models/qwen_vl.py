@@ -84,7 +84,7 @@ class QwenVL(nnx.Module):
         *,
         embeddings: VisionEmbeddings | None = None,
         caches: object = None,
-        token_axis: str | None = None,
+        order: Int[np.ndarray, "T"] | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], object]:
         """Hidden states under any attention, and what it yields per layer (a cache, for instance).
@@ -95,17 +95,22 @@ class QwenVL(nnx.Module):
             features: the tower's features of `inputs.vision`, computed earlier.
             embeddings: those of the mergers, computed earlier.
             caches: pytree with a leading layer axis that `attention` gets its slices of, or None.
-            token_axis: mesh axis over which tokens are split.
+            order: splits rows over the mesh's `context` axis: `attention` gets them in this order, which comes from
+                `kernels.context_parallel.row_order`, and hidden states have the row's own again.
             remat: recompute activations in the backward pass.
         """
         if embeddings is None and features is None and inputs.vision is not None:
             features = self.encode_vision(inputs.vision, remat=remat)
         if features is not None:
             embeddings = self.merge_vision(features)
-        x = self.embed(inputs.token_ids, inputs.vision_index, embeddings)
-        deepstack = None if embeddings is None else (embeddings.deepstack, inputs.vision_index)
-        options = {"caches": caches, "deepstack": deepstack, "token_axis": token_axis, "remat": remat}
-        return self.text(x, inputs.positions, attention, **options)
+        token_ids, positions, index = inputs.token_ids, inputs.positions, inputs.vision_index
+        if order is not None:
+            token_ids, positions, index = (x[..., order] for x in (token_ids, positions, index))
+        x = self.embed(token_ids, index, embeddings)
+        deepstack = None if embeddings is None else (embeddings.deepstack, index)
+        options = {"caches": caches, "deepstack": deepstack, "remat": remat}
+        x, yielded = self.text(x, positions, attention, token_axis=None if order is None else CONTEXT, **options)
+        return x if order is None else constrain(x[:, np.argsort(order)]), yielded
 
     def hidden(
         self,
@@ -126,33 +131,19 @@ class QwenVL(nnx.Module):
             branch_bound: static upper bound on the length of one branch of a group row.
             remat: recompute activations in the backward pass.
         """
-        length = inputs.token_ids.shape[1]
+        segments, length = inputs.segment_ids, inputs.token_ids.shape[1]
         prompt = length if prompt_length is None else prompt_length
         order = context_parallel.row_order(prompt, length - prompt)
-        if order is not None:
-            return self._split_hidden(inputs, order, prompt, features, remat)
-        segments = inputs.segment_ids
 
         def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, None]:
+            if order is not None:
+                return context_parallel.group_attention(q, k, v, segments, prompt_length=prompt), None
             if prompt_length is None:
                 return self_attention(q, k, v, segments, causal=True, aligned=True), None
             out = group_attention(q, k, v, segments, prompt_length=prompt_length, segment_bound=branch_bound)
             return out, None
 
-        return self.forward(inputs, attention, features, remat=remat)[0]
-
-    def _split_hidden(
-        self, inputs: ModelInputs, order: np.ndarray, prompt: int, features: VisionFeatures | None, remat: bool
-    ) -> Float[Array, "B T D"]:
-        """Rows split over the mesh's `context` axis: every token's own work is where its share of the row is."""
-        token_ids, positions, index = (x[..., order] for x in (inputs.token_ids, inputs.positions, inputs.vision_index))
-        split = ModelInputs(token_ids, positions, inputs.segment_ids, index, inputs.vision)
-
-        def attention(q: Array, k: Array, v: Array, cache: None) -> tuple[Array, None]:
-            return context_parallel.group_attention(q, k, v, inputs.segment_ids, prompt_length=prompt), None
-
-        hidden, _ = self.forward(split, attention, features, token_axis=CONTEXT, remat=remat)
-        return constrain(hidden[:, np.argsort(order)])
+        return self.forward(inputs, attention, features, order=order, remat=remat)[0]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits in float32, whatever the dtype of the product: rounded ones would spoil log-probabilities."""

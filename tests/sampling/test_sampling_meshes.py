@@ -9,6 +9,7 @@ import pytest
 
 from videoauto_jax.kernels.quantized import quantize
 from videoauto_jax.models.hf import load_model
+from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.qwen_vl import parameter_paths
 from videoauto_jax.sampling import cache, engine
 from videoauto_jax.sampling.placing import keep, rollout_weights
@@ -16,7 +17,11 @@ from videoauto_jax.sampling.sampler import Sampler, SamplingConfig, settings
 from videoauto_jax.sampling.table import Writing
 from videoauto_jax.sharding import MeshConfig, make_mesh
 
-LAYOUTS = [({"fsdp": 4, "tensor": 2}, "train"), ({"fsdp": 2, "tensor": 2, "context": 2}, "rollout")]
+LAYOUTS = [
+    ({"fsdp": 4, "tensor": 2}, {"layout": "train"}),
+    ({"fsdp": 2, "tensor": 2, "context": 2}, {}),
+    ({"fsdp": 1, "tensor": 2, "context": 4}, {"prefill_tokens": 24}),
+]
 PROGRAMS = (cache.prefill, engine._admit_whole, engine._admit_some, engine.decode)
 
 
@@ -47,9 +52,9 @@ def test_scales_lie_beside_their_values():
         assert placed.values.sharding.shard_shape(placed.values.shape) == (*parts, 8)
 
 
-@pytest.mark.parametrize(("axes", "layout"), LAYOUTS, ids=str)
-def test_eight_devices_write_what_one_writes(axes, layout, alone, tiny_folder, tiny_processor):
-    mesh, config = make_mesh(MeshConfig(**axes)), dataclasses.replace(CONFIG, layout=layout)
+@pytest.mark.parametrize(("axes", "options"), LAYOUTS, ids=str)
+def test_eight_devices_write_what_one_writes(axes, options, alone, tiny_folder, tiny_processor):
+    mesh, config = make_mesh(MeshConfig(**axes)), dataclasses.replace(CONFIG, **options)
     sampler = Sampler(load_model(tiny_folder, mesh, dtype="float32"), tiny_processor, config)
     assert_same(sampler.rollout(chats(), branches=2), alone)  # four prompts at once, then two more
     sampler.rollout(chats(), branches=2)
@@ -60,6 +65,25 @@ def test_eight_devices_write_what_one_writes(axes, layout, alone, tiny_folder, t
     parts = [mesh.shape[axis] for axis in ("data", "fsdp", "expert")]
     shape = k.shape[1] // np.prod(parts), k.shape[2] // mesh.shape["context"], k.shape[3] // mesh.shape["tensor"]
     assert k.sharding.shard_shape(k.shape)[1:4] == shape
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_prefill_is_split_over_context(before, tiny_folder, tiny_processor):
+    """What a device computes of a piece, by XLA's own count, and what it finds out."""
+    ids, zeros = np.tile(np.arange(64, dtype=np.int32) + 1, (2, 1)), np.zeros(2, np.int32)
+    piece = ModelInputs(ids, np.stack([ids] * 3), np.ones_like(ids), np.full_like(ids, -1), None)
+    work, found = {}, {}
+    for context in (1, 4):
+        mesh = make_mesh(MeshConfig(fsdp=1, context=context), jax.devices()[:context])
+        with jax.set_mesh(mesh):
+            model = load_model(tiny_folder, mesh, dtype="float32")
+            earlier, _ = cache.prefill(model, None, piece, zeros, zeros + 64, capacity=128)
+            arguments = (earlier, piece, zeros + 64) if before else (None, piece, zeros)
+            program = cache.prefill.lower(model, *arguments, zeros + 128, capacity=128).compile()
+            found[context] = program(model, *arguments, zeros + 128)
+        work[context] = program.cost_analysis()["flops"]
+    assert work[4] < 0.35 * work[1]
+    jax.tree.map(lambda one, four: np.testing.assert_allclose(one, four, atol=1e-5), found[1], found[4])
 
 
 @pytest.mark.parametrize("layout", ["rollout", "train"])

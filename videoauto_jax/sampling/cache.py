@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from videoauto_jax.kernels import context_parallel
 from videoauto_jax.kernels.attention import attend, merge
 from videoauto_jax.kernels.mask import packed, shared
 from videoauto_jax.kernels.quantized import Quantized, dequantize, quantize
@@ -77,16 +78,19 @@ def prefill(
     """
     segments = inputs.segment_ids
     earlier = None if before is None else (before.k, before.v)
+    seen = shared(segments > 0, jnp.arange(capacity) < offset[:, None], aligned=True)
+    order = context_parallel.row_order(segments.shape[1])
 
     def attention(q: Array, k: Array, v: Array, cache: tuple[Array, Array] | None) -> tuple[Array, tuple]:
-        own = attend(q, k, v, packed(segments, causal=True, aligned=True), forward_only=True)
-        if cache is not None:
-            seen = shared(segments > 0, jnp.arange(capacity) < offset[:, None], aligned=True)
-            kept = (dequantize(x, q.dtype) for x in cache)
-            own = merge(attend(q, *kept, seen, forward_only=True), own)
-        return own[0], ((k, v) if dtype is None else (quantize(k, dtype), quantize(v, dtype)))
+        kept = None if cache is None else tuple(dequantize(x, q.dtype) for x in cache)
+        if order is None:
+            own = attend(q, k, v, packed(segments, causal=True, aligned=True), forward_only=True)
+            out = own[0] if kept is None else merge(attend(q, *kept, seen, forward_only=True), own)[0]
+        else:
+            out, (k, v) = context_parallel.prefix_attention(q, k, v, segments, kept, seen)
+        return out, ((k, v) if dtype is None else (quantize(k, dtype), quantize(v, dtype)))
 
-    hidden, new = model.forward(inputs, attention, embeddings=embeddings, caches=earlier)
+    hidden, new = model.forward(inputs, attention, embeddings=embeddings, caches=earlier, order=order)
     count = jnp.sum(segments > 0, axis=1)
     last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
     k, v = jax.tree.map(partial(extend, capacity=capacity), new) if before is None else _behind(earlier, new, offset)
