@@ -25,7 +25,7 @@ from videoauto_jax.errors import BackendError
 from videoauto_jax.kernels import attention
 from videoauto_jax.kernels.attention import Partial, merge
 from videoauto_jax.kernels.mask import Mask, packed
-from videoauto_jax.kernels.sharded import CONTEXT, context_devices
+from videoauto_jax.kernels.sharded import CONTEXT, context_axis, context_devices
 
 
 def zigzag(length: int, devices: int) -> Int[np.ndarray, "T"]:
@@ -85,7 +85,7 @@ def group_attention(
         keys, values = (tuple(_whole(part, CONTEXT) for part in parts(x)) for x in (k, v))
         return attention.attend_group(parts(q), keys, values, masks, backend=backend)
 
-    return _over_context(local, (q, k, v, tuple(map(_share, masks))))
+    return _over_context(local, (_ROW,) * 4, _ROW)(q, k, v, tuple(map(_share, masks)))
 
 
 def prefix_attention(
@@ -110,26 +110,27 @@ def prefix_attention(
     Returns:
         The output in the order of `q`, and the row's keys and values in its own order, whole on every device.
     """
-    own = _share(packed(segment_ids, causal=True, aligned=True))
+    own, axis = _share(packed(segment_ids, causal=True, aligned=True)), earlier and context_axis(earlier[0].shape[1])
 
     def local(q: Array, k: Array, v: Array, own: Mask, seen: Mask, earlier: tuple[Array, Array]) -> tuple:
         k, v = _whole(k, CONTEXT), _whole(v, CONTEXT)
         part = attention.attend(q, k, v, own, backend=backend, forward_only=True)
+        if axis:  # gathered here, a layer at a time: XLA by itself would gather all layers' before the first
+            earlier = jax.lax.all_gather(earlier, axis, axis=1, tiled=True)
         if earlier is not None:
             part = merge(attention.attend(q, *earlier, seen, backend=backend, forward_only=True), part)
         return part[0], (k, v)
 
-    return _over_context(local, (q, k, v, own, _share(seen)), earlier, results=(_ROW, PartitionSpec()))
+    specs = *(_ROW,) * 5, PartitionSpec(None, axis)
+    return _over_context(local, specs, (_ROW, PartitionSpec()))(q, k, v, own, _share(seen), earlier)
 
 
 _ROW = PartitionSpec(None, CONTEXT)
 
 
-def _over_context(local: Callable, rows: tuple, *whole: Any, results: Any = _ROW) -> Any:
-    """Calls `local` with each device's share of `rows`, and all of the rest."""
-    in_specs = *(_ROW for _ in rows), *(PartitionSpec() for _ in whole)
-    split = jax.shard_map(local, in_specs=in_specs, out_specs=results, axis_names={CONTEXT}, check_vma=False)
-    return split(*rows, *whole)
+def _over_context(local: Callable, operands: tuple, results: Any) -> Callable:
+    """`local` on each device's part of its operands, which their specs tell."""
+    return jax.shard_map(local, in_specs=operands, out_specs=results, axis_names={CONTEXT}, check_vma=False)
 
 
 def _share(mask: Mask) -> Mask:
