@@ -15,6 +15,7 @@ from videoauto_jax.kernels import context_parallel
 from videoauto_jax.kernels.attention import attend, merge
 from videoauto_jax.kernels.mask import packed, shared
 from videoauto_jax.kernels.quantized import Quantized, dequantize, quantize
+from videoauto_jax.kernels.sharded import context_devices
 from videoauto_jax.models.inputs import ModelInputs, VisionInputs
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.models.vision import VisionEmbeddings, VisionFeatures
@@ -99,8 +100,22 @@ def prefill(
 
 def _behind(old: tuple, new: tuple, offset: Int[Array, "B"]) -> tuple:
     """`new` behind the first `offset` tokens of `old`."""
+    put = _chosen if context_devices() > 1 else _updated
+    return jax.tree.map(partial(put, offset=offset), old, new)
+
+
+def _updated(old: Float[Array, "L B P ..."], new: Float[Array, "L B T ..."], offset: Int[Array, "B"]) -> Array:
     put = lambda row, piece, at: jax.lax.dynamic_update_slice_in_dim(row, piece, at, axis=1)  # noqa: E731
-    return jax.tree.map(lambda x, y: jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(x, y, offset), old, new)
+    return jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(old, new, offset)
+
+
+def _chosen(old: Float[Array, "L B P ..."], new: Float[Array, "L B T ..."], offset: Int[Array, "B"]) -> Array:
+    """The same token by token: to update a slice of what is split along its tokens, XLA would gather all of it."""
+    source = jnp.arange(old.shape[2]) - offset[:, None]
+    index, fresh = (
+        x.reshape(1, *x.shape, *[1] * (old.ndim - 3)) for x in (source, (source >= 0) & (source < new.shape[2]))
+    )
+    return jnp.where(fresh, jnp.take_along_axis(new, jnp.clip(index, 0, new.shape[2] - 1), axis=2), old)
 
 
 @jax.jit
