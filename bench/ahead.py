@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,6 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+Split = PartitionSpec | Callable[[jax.ShapeDtypeStruct], PartitionSpec]
 DUMP = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
 H100 = """
 gpu_device_info {
@@ -53,7 +55,7 @@ def mesh(target: str, axes: dict[str, int]) -> Mesh:
     return Mesh(np.array(found.devices[:count]).reshape(*axes.values()), tuple(axes))
 
 
-def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, ...] | None = None, **static) -> dict:
+def compile_for(place: Mesh, function, *arguments, specs: Sequence[Split] | None = None, **static) -> dict:
     """Compiles `function` for a mesh and reports.
 
     Args:
@@ -61,7 +63,7 @@ def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, .
         function: what to compile, jitted already if it donates or has static arguments; traced as if it ran on the
             mesh's devices.
         arguments: pytrees of shapes and dtypes.
-        specs: how each is split; whole on every device if left out.
+        specs: how each is split, or what says so of every array; whole on every device if left out.
         static: static arguments.
 
     Returns:
@@ -69,7 +71,11 @@ def compile_for(place: Mesh, function, *arguments, specs: tuple[PartitionSpec, .
         `temporaries` once more; and `kernels`: name -> registers, spills and shared memory in bytes.
     """
     specs = specs or (PartitionSpec(),) * len(arguments)
-    put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(place, spec))  # noqa: E731
+
+    def put(x: jax.ShapeDtypeStruct, spec: Split) -> jax.ShapeDtypeStruct:
+        spec = spec(x) if callable(spec) else spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(place, spec))
+
     placed = [jax.tree.map(lambda x, spec=spec: put(x, spec), argument) for argument, spec in zip(arguments, specs)]
     for old in DUMP.glob("*.*"):
         old.unlink()

@@ -8,6 +8,7 @@ from functools import partial
 import ahead
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from videoauto_jax.models.config import QwenVLConfig
 from videoauto_jax.models.hf import abstract_model
@@ -15,9 +16,10 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.vision import VisionEmbeddings
 from videoauto_jax.protocol.automaton import Automaton
 from videoauto_jax.sampling import cache, engine
+from videoauto_jax.sampling.cache import PromptCache
 from videoauto_jax.sampling.config import SamplingConfig
 from videoauto_jax.sampling.sampler import settings
-from videoauto_jax.sampling.slots import empty
+from videoauto_jax.sampling.slots import Slots, empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Work:
         piece: tokens of a prompt that go through the model at once.
         reach: see `engine.decode`.
         cache_dtype: of keys and values, None for the model's.
+        context: devices over which prompts are split.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Work:
     piece: int = 8192
     reach: int | None = None
     cache_dtype: str | None = None
+    context: int = 1
 
 
 WORKS = (
@@ -46,6 +50,7 @@ WORKS = (
     Work("64k x 16, int8", 65536, 1, 16, 4096, reach=1024, cache_dtype="int8"),
     Work("64k x 16, float8_e4m3fn", 65536, 1, 16, 4096, reach=1024, cache_dtype="float8_e4m3fn"),
     Work("256 slots", 256, 256, 1, 256, piece=256),
+    Work("128k x 1, context 8", 131072, 1, 1, 4096, reach=1024, context=8),
 )
 
 
@@ -58,8 +63,9 @@ def compile_all(
 ) -> list[dict]:
     """One record per model, work and program (those named in `only`, or all): bytes per device, or why it does not
     compile."""
-    records, mesh = [], ahead.mesh(target, {"data": 1})
+    records = []
     for (name, config), work in itertools.product(models.items(), works):
+        mesh = ahead.mesh(target, {"context": work.context})
         for program, (function, arguments, static) in programs(config, automata[name], work).items():
             if not only or program in only:
                 record = {"model": name, "work": work.name, "program": program}
@@ -71,9 +77,15 @@ def compile_all(
 def attempt(mesh, function, arguments: tuple, static: dict) -> dict:
     """What a program needs."""
     try:
-        return ahead.compile_for(mesh, function, *arguments, **static)["memory"]
+        specs = [_over_context if isinstance(x, PromptCache | Slots) else PartitionSpec() for x in arguments]
+        return ahead.compile_for(mesh, function, *arguments, specs=specs, **static)["memory"]
     except Exception as error:  # recorded; the test decides whether that is a failure
         return {"error": f"{type(error).__name__}: {error}"[:600]}
+
+
+def _over_context(x: jax.ShapeDtypeStruct) -> PartitionSpec:
+    """Prompts' keys and values, which are told by their five axes."""
+    return PartitionSpec(None, None, "context") if len(x.shape) == 5 else PartitionSpec()
 
 
 def programs(config: QwenVLConfig, automaton: Automaton, work: Work) -> dict[str, tuple]:
