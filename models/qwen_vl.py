@@ -149,7 +149,14 @@ class QwenVL(nnx.Module):
         """Logits in float32, whatever the dtype of the product: rounded ones would spoil log-probabilities."""
         tied = self.config.text.tied_head
         kernel = self.text.embed.embedding[...].T if tied else self.head.kernel[...]
-        return jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        # A row alone is given a second one: for one, XLA may write the whole head in float32 before it multiplies.
+        rows = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), [(0, 1), (0, 0)]) if _alone(hidden) else hidden
+        out = jnp.einsum("...d,dv->...v", rows, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return out[0].reshape(*hidden.shape[:-1], -1) if _alone(hidden) else out
+
+
+def _alone(hidden: Float[Array, "... D"]) -> bool:
+    return hidden.size == hidden.shape[-1]
 
 
 def parameter_paths(tree: nnx.State | nnx.Module) -> dict[str, jax.Array]:
