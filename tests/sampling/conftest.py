@@ -48,7 +48,7 @@ class Scripted:
     def embed(self, token):
         return jnp.zeros((*token.shape, 4))
 
-    def forward(self, inputs, attention, embeddings, caches):
+    def forward(self, inputs, attention, embeddings, caches, order):
         return self(None, inputs.positions, attention)
 
     def __call__(self, x, positions, attention, caches=None):
