@@ -63,7 +63,7 @@ def compile_all(
 ) -> list[dict]:
     """One record per model, work and program (those named in `only`, or all): bytes per device, or why it does not
     compile."""
-    records = []
+    records, works = [], [work for work in works if work.context == 1 or target == "h100"]  # a topology has few devices
     for (name, config), work in itertools.product(models.items(), works):
         mesh = ahead.mesh(target, {"context": work.context})
         for program, (function, arguments, static) in programs(config, automata[name], work).items():
