@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from videoauto_jax.errors import ConfigError
@@ -160,6 +161,20 @@ def test_prompts_byte_for_byte(case):
     boxed, row = "_boxed" in case, ROWS.get(case.removesuffix("_boxed"))
     name = max((name for name in known_benchmarks() if case.startswith(name)), key=len)
     assert benchmark(name, boxed=boxed).question(row) == CASES["prompts"][case]
+
+
+def test_a_choice_keeps_the_letter_it_comes_with():
+    row = {"question": "Q?", "choices": {"B": "y", "A": None, "D": "w"}}
+    assert benchmark("mmvu", boxed=False).question(row).startswith("Question: Q?\nOptions:\nB. y\nD. w\nAnswer with")
+
+
+def test_a_row_may_lack_a_category_and_hold_arrays():
+    row = {"options": LETTERED, "answer": "A", "duration": "short", "domain": None}
+    videomme, mmmu = benchmark("videomme"), benchmark("video_mmmu")
+    scores = [videomme.score(row, "A"), videomme.score(row | {"domain": "Sports"}, "B")]
+    assert videomme.breakdown(scores)["domain"] == {"Sports": {"score": 0, "n": 1}}
+    about = {"id": "dev_Art_1", "answer": "B", "question_type": "multiple-choice"}
+    assert mmmu.score(about | {"options": np.array(["x", "y"])}, "B") == 1
 
 
 def test_aggregation_as_published():
