@@ -231,7 +231,8 @@ def test_a_limit_draws_whole_pairs(benchmark_root):
 def test_what_is_asked_can_be_narrowed(benchmark_root):
     config = config_of(benchmark_root, "", "mvbench", "charades")
     assert len(load_cases(config)) == 23
-    assert {case.sample.source for case in load_cases(dataclasses.replace(config, only=("charades",)))} == {"charades"}
+    twice = load_cases(dataclasses.replace(config, only=("charades", "charades")))
+    assert [case.sample.id for case in twice] == ["charades/1", "charades/2", "charades/3"]
     two = {"mvbench": BenchmarkConfig(tasks=("action_count", "moving_count"), max_frames=2, prompt="plain")}
     cases = load_cases(dataclasses.replace(config, benchmarks=two))
     assert [case.sample.id for case in cases] == ["mvbench/action_count/1", "mvbench/moving_count/1"]
@@ -270,10 +271,18 @@ def test_a_changed_schema_is_told(tmp_path, benchmark_root):
         with pytest.raises(DataError, match="Charades-STA: a row is not as published"):
             load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
     row = {"video": "v", "question": "?", "candidates": ["x", "y"], "answer": "x", "solution": [[0, 1]]}
-    for wrong, message in (({"answer": "z"}, "none of its options"), ({"solution": []}, "not .start, end.")):
+    for wrong, message in (
+        ({"answer": "z"}, "none of its options"), ({"solution": []}, "not .start, end."), ({"question": None}, "is null"),
+    ):  # fmt: skip
         (tmp_path / "test.json").write_text(json.dumps([row | wrong]))
         with pytest.raises(DataError, match=f"NExT-GQA: a row is not as published.*{message}"):
             load_cases(config_of(tmp_path, "", benchmarks={"nextgqa": BenchmarkConfig(path=str(tmp_path))}))
+    row = {"question": "?", "candidates": "['x', ", "answer": "x", "video_id": "p_0", "video_path": "v.mp4"}
+    (tmp_path / "intuitive_physics-mini.json").write_text(json.dumps([row]))
+    task = BenchmarkConfig(path=str(tmp_path), tasks=("intuitive_physics",))
+    with pytest.raises(DataError, match="MVP .mini.: a row is not as published: SyntaxError"):
+        load_cases(config_of(tmp_path, "", benchmarks={"mvp_mini": task}))
+    (tmp_path / "intuitive_physics-mini.json").unlink()
     (tmp_path / "test.json").write_text("[]")
     with pytest.raises(DataError, match="not one sample"):
         load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
