@@ -272,8 +272,10 @@ def test_a_changed_schema_is_told(tmp_path, benchmark_root):
             load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
     row = {"video": "v", "question": "?", "candidates": ["x", "y"], "answer": "x", "solution": [[0, 1]]}
     for wrong, message in (
-        ({"answer": "z"}, "none of its options"), ({"solution": []}, "not .start, end."), ({"question": None}, "is null"),
-    ):  # fmt: skip
+        ({"answer": "z"}, "none of its options"),
+        ({"solution": []}, "not .start, end."),
+        ({"question": None}, "question is null"),
+    ):
         (tmp_path / "test.json").write_text(json.dumps([row | wrong]))
         with pytest.raises(DataError, match=f"NExT-GQA: a row is not as published.*{message}"):
             load_cases(config_of(tmp_path, "", benchmarks={"nextgqa": BenchmarkConfig(path=str(tmp_path))}))
