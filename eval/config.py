@@ -31,6 +31,11 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     prompt: Literal["boxed", "plain"] | None = None
 
+    def __post_init__(self):
+        for key in ("max_frames", "max_new_tokens"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(f"{key}={value}", where="benchmarks", fix="Give at least 1, or null")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:

@@ -249,6 +249,12 @@ def test_wrong_names_are_told(benchmark_root):
         load_cases(config)
 
 
+def test_budgets_of_nothing_are_told():
+    for budget in ({"max_frames": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(ConfigError, match="=0 .benchmarks.*at least 1"):
+            BenchmarkConfig(**budget)
+
+
 def test_wrong_layouts_are_told(tmp_path):
     chosen = benchmark("videomme")
     with pytest.raises(DataError, match="does not exist.*hf download lmms-lab/Video-MME"):
