@@ -45,13 +45,18 @@ def load_cases(config: EvalConfig) -> list[Case]:
         samples = config.data.samples(config.prompt_variant, keep_missing=True)
         found += [Case(sample) for sample in choose(samples, config.limit, config.seed)]
         require_graders((case.sample.problem_type, case.sample.id) for case in found)
+        _check_some(found, ", ".join(config.data.names))
     for one in chosen:
-        found += choose(_read(config, one), config.limit, config.seed, _unit)
-    if not found:
-        where = ", ".join((*config.data.names, *config.asked))
+        cases = _read(config, one)
+        _check_some(cases, one.name)
+        found += choose(cases, config.limit, config.seed, _unit)
+    return found
+
+
+def _check_some(cases: Sequence[Case], where: str) -> None:
+    if not cases:
         fix = "Check the annotations, and the filters tasks, only and limit"
         raise DataError("there is not one sample", where=where, fix=fix)
-    return found
 
 
 def choose(items: Sequence, limit: int | None, seed: int, unit: Callable[..., Hashable] = id) -> list:

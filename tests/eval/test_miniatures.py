@@ -268,6 +268,25 @@ def test_wrong_layouts_are_told(tmp_path):
         find_tables(chosen, tmp_path, [""])
 
 
+def test_another_split_is_not_taken_for_the_one_wanted(tmp_path):
+    mvp, mvbench, lvb = benchmark("mvp"), benchmark("mvbench"), benchmark("longvideobench")
+    for name in ("intuitive_physics/mini.parquet", "intuitive_physics/mini.json", "lvb_test.json", "lvb_val.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(DataError, match=r"MVP: expected intuitive_physics/full\*.parquet"):
+        find_tables(mvp, tmp_path, ["intuitive_physics"])
+    assert find_tables(lvb, tmp_path, [""]) == {"": [tmp_path / "lvb_val.json"]}  # a usual name of `validation`
+    (tmp_path / "action_count.json").write_text("[]")
+    assert find_tables(mvbench, tmp_path, ["action_count"]) == {"action_count": [tmp_path / "action_count.json"]}
+
+
+def test_no_benchmark_of_several_may_be_empty(tmp_path, benchmark_root):
+    (tmp_path / "test.json").write_text("[]")
+    empty = {"charades": BenchmarkConfig(), "activitynet_tvg": BenchmarkConfig(path=str(tmp_path))}
+    with pytest.raises(DataError, match="not one sample .activitynet_tvg"):
+        load_cases(config_of(benchmark_root, "", benchmarks=empty))
+
+
 def test_a_changed_schema_is_told(tmp_path, benchmark_root):
     (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "sentence": "x", "timestamp": [0, 1]}]))
     with pytest.raises(DataError, match="columns missing: caption.*It has video, sentence, timestamp"):
