@@ -212,6 +212,11 @@ def test_strict_letters(said, letter):
 def test_strict_knows_an_option_by_its_text_and_drops_nothing():
     row = {"candidates": ["a dog", "a cat"], "answer": "a cat"}
     mvbench = benchmark("mvbench", "strict")
+    sentences = {"candidates": ["He runs.", "He sits"], "answer": "He runs."}
+    assert all(mvbench.score(sentences, said) == 1 for said in ("he runs", "He runs.", "A. He runs."))
+    assert (
+        mvbench.score(sentences, "He sits.") == 0 and mvbench.score(sentences | {"answer": "He sits"}, "He sits.") == 1
+    )
     assert mvbench.score(row, r"\boxed{A cat}") == 1 and mvbench.score(row, r"\boxed{}").counted
     scores = [mvbench.score(row, said) for said in ("B", r"\boxed{}")]
     assert mvbench.aggregate(scores)["mvbench_accuracy"] == 50
