@@ -10,6 +10,15 @@ from videoauto_jax.errors import DataError
 from videoauto_jax.eval.benchmarks.base import TASK, Benchmark
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
+_SPLITS = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+    ("full",),
+    ("mini",),
+)
+"""What files call a split: its own name, then the others by which Hugging Face's loader knows it."""
+
 HUB = "hub"
 """In place of a folder: fetch the annotations from the Hugging Face hub."""
 
@@ -57,8 +66,7 @@ def _tables(root: Path) -> Iterator[Path]:
 
 def _of_task(benchmark: Benchmark, root: Path, task: str, tables: Sequence[Path]) -> list[Path]:
     mine = [path for path in tables if not task or _names(path, root, task)]
-    split = [path for path in mine if _names(path, root, benchmark.split)]
-    found = split or (mine if len({path.parent for path in mine}) == 1 and _one_table(mine) else [])
+    found = _of_split(mine, root, benchmark.split)
     parquet = [path for path in found if path.suffix == ".parquet"]
     if found:
         return parquet or found
@@ -69,6 +77,17 @@ def _of_task(benchmark: Benchmark, root: Path, task: str, tables: Sequence[Path]
         where=root,
         fix=_download(benchmark, root),
     )
+
+
+def _of_split(tables: Sequence[Path], root: Path, split: str) -> list[Path]:
+    """The tables that name the split; else the only one there is, if it names no other."""
+    words = next((words for words in _SPLITS if split in words), (split,))
+    for word in words:
+        if found := [path for path in tables if _names(path, root, word)]:
+            return found
+    one = len({path.parent for path in tables}) == 1 and _one_table(tables)
+    others = [word for known in _SPLITS for word in known]
+    return list(tables) if one and not any(_names(tables[0], root, word) for word in others) else []
 
 
 def _names(path: Path, root: Path, word: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videoauto_jax.errors import DataError
+from videoauto_jax.errors import ConfigError, DataError
 from videoauto_jax.eval.cost import Cost, fit_cost
 from videoauto_jax.eval.records import Record, by_benchmark
 from videoauto_jax.eval.scoring import ALWAYS_THINK, reliability, score_modes, threshold_curve
@@ -47,7 +47,10 @@ def calibrate(
 
     Raises:
         DataError: a part is empty.
+        ConfigError: a negative tolerance.
     """
+    if not tolerance >= 0:
+        raise ConfigError(f"tolerance={tolerance}", where="tolerance", fix="Give percentage points, 0 or more")
     cost = fit_cost(timings)
     prompts = {line["id"]: line["prompt_tokens"] for line in timings}
     found = {}

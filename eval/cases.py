@@ -45,13 +45,18 @@ def load_cases(config: EvalConfig) -> list[Case]:
         samples = config.data.samples(config.prompt_variant, keep_missing=True)
         found += [Case(sample) for sample in choose(samples, config.limit, config.seed)]
         require_graders((case.sample.problem_type, case.sample.id) for case in found)
+        _check_some(found, ", ".join(config.data.names))
     for one in chosen:
-        found += choose(_read(config, one), config.limit, config.seed, _unit)
-    if not found:
-        where = ", ".join((*config.data.names, *config.asked))
+        cases = _read(config, one)
+        _check_some(cases, one.name)
+        found += choose(cases, config.limit, config.seed, _unit)
+    return found
+
+
+def _check_some(cases: Sequence[Case], where: str) -> None:
+    if not cases:
         fix = "Check the annotations, and the filters tasks, only and limit"
         raise DataError("there is not one sample", where=where, fix=fix)
-    return found
 
 
 def choose(items: Sequence, limit: int | None, seed: int, unit: Callable[..., Hashable] = id) -> list:
@@ -123,10 +128,11 @@ def _read(config: EvalConfig, chosen: Benchmark) -> list[Case]:
 def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
     record = Record(row, f"{chosen.name}, row {key}", key, row.get(TASK, ""), origin)
     try:
+        _check_row(row)
         places = chosen.media(row)
         question, truth, groups = chosen.question(row), chosen.truth(row), chosen.groups(row)
         _check_truth(truth)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
         what = f"{chosen.title}: a row is not as published: {type(error).__name__}: {error}"
         raise DataError(what, where=record.where, fix=f"Compare it with {chosen.repo}") from error
     # Where there is one place only, `missing_media` looks, and for all cases at once.
@@ -138,6 +144,15 @@ def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
     if chosen.boxed and chosen.begun:
         messages = [*messages, {"role": "assistant", "content": chosen.begun}]
     return Case(dataclasses.replace(sample, messages=messages, tags=tags), chosen, kept)
+
+
+def _check_row(row: Mapping) -> None:
+    """Raises ValueError where what is asked would be of nothing, or of a text's characters."""
+    for name in ("question", "caption", "answer"):
+        if name in row and row[name] is None:
+            raise ValueError(f"its {name} is null")
+    if isinstance(row.get("options"), str):
+        raise ValueError("its options are a text, not a list")
 
 
 def _check_truth(truth: object) -> None:

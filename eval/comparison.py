@@ -1,10 +1,11 @@
 """Two evaluations side by side: differences on the samples both answered, with paired bootstrap intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from videoauto_jax.errors import DataError
+from videoauto_jax.errors import ConfigError, DataError
 from videoauto_jax.eval.benchmarks.base import Score
 from videoauto_jax.eval.records import Record, by_benchmark
 from videoauto_jax.eval.scoring import is_right, thinks
@@ -28,15 +29,27 @@ def compare(a: Side, b: Side, profile: Profile, *, resamples: int = 1000, seed: 
         under `data sets` for everything else; scores in percent.
 
     Raises:
-        DataError: they have no sample in common.
+        DataError: they have no sample in common, or under one id two that are not the same.
+        ConfigError: a negative seed.
     """
-    common = {record["id"] for record in a[0]} & {record["id"] for record in b[0]}
-    if not common:
-        fix = "Compare two evaluations of the same benchmarks or data sets"
-        raise DataError("the two evaluations have no sample in common", fix=fix)
+    if seed < 0:
+        raise ConfigError(f"seed={seed}", where="seed", fix="Give 0 or more")
+    common = _common(a[0], b[0])
     sides = [_by_name(side, common) for side in (a, b)]
     rng = np.random.default_rng(seed)
     return {name: _compare(sides[0][name], sides[1][name], profile, resamples, rng) for name in sides[0]}
+
+
+def _common(a: Sequence[Record], b: Sequence[Record]) -> set[str]:
+    """Ids of the samples on both sides. Prompts and folders may differ, the video's name and the truth may not."""
+    fix = "Compare two evaluations of the same benchmarks or data sets"
+    ours, theirs = ({one["id"]: (one.get("truth"), Path(one["media"] or "").stem) for one in side} for side in (a, b))
+    common = ours.keys() & theirs.keys()
+    if not common:
+        raise DataError("the two evaluations have no sample in common", fix=fix)
+    if other := sorted(name for name in common if ours[name] != theirs[name]):
+        raise DataError(f"{other[0]} is another sample in each of the two evaluations", fix=fix)
+    return common
 
 
 def _by_name(side: Side, common: set[str]) -> dict[str, Side]:

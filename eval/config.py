@@ -31,6 +31,11 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     prompt: Literal["boxed", "plain"] | None = None
 
+    def __post_init__(self):
+        for key in ("max_frames", "max_new_tokens"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(f"{key}={value}", where="benchmarks", fix="Give at least 1, or null")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
@@ -89,11 +94,13 @@ class EvalConfig:
             raise ConfigError(f"part={list(self.part)}", where="part", fix="Give [i, n] with i from 0 to n - 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit={self.limit}", where="limit", fix="Give at least 1, or null for all samples")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}", where="seed", fix="Give 0 or more")
 
     @property
     def asked(self) -> tuple[str, ...]:
         """The benchmarks that this runs."""
-        return self.only or tuple(self.benchmarks)
+        return tuple(dict.fromkeys(self.only or self.benchmarks))
 
     def sampling_of(self, name: str) -> SamplingConfig:
         """How answers to a benchmark are written; to a data set, where it is none."""

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 def to_latex(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)[:11]) -> str:
     """A `tabular` (booktabs) of some columns, one decimal."""
     head = " & ".join(COLUMNS[name].replace("%", "\\%") for name in columns)
-    body = "".join(f"{' & '.join(shown(row[name]) for name in columns)} \\\\\n" for row in rows)
+    body = "".join(f"{' & '.join(_latex(row[name]) for name in columns)} \\\\\n" for row in rows)
     form = "l" + "r" * (len(columns) - 1)
     return f"\\begin{{tabular}}{{{form}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
 
@@ -71,6 +72,10 @@ def shown(value: str | float | int | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _latex(value: str | float | int | None) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", shown(value))
 
 
 def _row(found: Mapping, mode: str, model: str | None) -> Row:

@@ -41,6 +41,7 @@ tr.rule td{{border-top:2px solid var(--grid)}}
 .sample img{{display:block;width:100%;max-height:130px;object-fit:cover;background:#000}}
 .sample .body{{padding:14px 16px}}
 .sample .question{{white-space:pre-wrap;margin-bottom:10px}}
+.sample p,td.text{{overflow-wrap:anywhere}}
 .sample dl{{display:grid;grid-template-columns:auto 1fr;gap:4px 12px;margin:0;font-size:14px}}
 .sample dt{{color:var(--muted)}}.sample dd{{margin:0;overflow-wrap:anywhere}}
 .filters{{display:flex;flex-wrap:wrap;gap:6px;margin:8px 0}}

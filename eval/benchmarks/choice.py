@@ -37,7 +37,8 @@ def strict_letter(text: str, letters: str, options: Sequence[str] = ()) -> str:
     letter = (option_letter(text) or normalise(text.removesuffix("."))).upper()
     if len(letter) == 1:
         return letter if letter in letters else ""
-    same = [own for own, option in zip(letters, options) if normalise(option) == normalise(text)]
+    said = normalise(text).rstrip(".")
+    same = [own for own, option in zip(letters, options) if normalise(option).rstrip(".") == said]
     alone = set(re.findall(rf"(?<![\w'])[{letters}](?![\w'])", text))
     alone -= {word for word in "AI" if re.search(rf"\b{word} (?!or\b|and\b)[a-z]", text)}  # an article, a pronoun
     found = same or sorted(alone)

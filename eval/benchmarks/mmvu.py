@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from videoauto_jax.data.datasets.video import lettered
 from videoauto_jax.eval.benchmarks.base import POST_BOXED, Row, Score, register, results
 from videoauto_jax.eval.benchmarks.choice import Choice
 
@@ -28,7 +27,8 @@ class MMVU(Choice):
 
     def question(self, row: Row) -> str:
         post = POST_BOXED if self.boxed else "Answer with the option's letter from the given choices directly."
-        return f"Question: {row['question']}\nOptions:\n{lettered(self.options(row))}\n{post}"
+        options = "\n".join(f"{letter}. {text}" for letter, text in row["choices"].items() if text is not None)
+        return f"Question: {row['question']}\nOptions:\n{options}\n{post}"
 
     def media(self, row: Row) -> tuple[str, ...]:
         return (row["video_path"],)

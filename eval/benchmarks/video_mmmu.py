@@ -70,7 +70,8 @@ class VideoMMMU(Choice):
 
     def options(self, row: Row) -> Sequence[str]:
         """Without letters; as published, the letters that they may begin with are looked for with them."""
-        options = row.get("options") or ()
+        options = row.get("options")
+        options = () if options is None else options
         return options if self.profile == "paper" else [re.sub(r"^[A-J]\.\s*", "", option) for option in options]
 
     def truth(self, row: Row) -> str:

@@ -38,4 +38,4 @@ class VideoMME(Choice):
 
     def groups(self, row: Row) -> dict[str, str]:
         names = {"duration": "duration", "domain": "domain", "sub_category": "sub-category", "task_type": "task type"}
-        return {shown: row[name] for name, shown in names.items() if name in row}
+        return {shown: row[name] for name, shown in names.items() if row.get(name) is not None}

@@ -303,6 +303,8 @@ def test_without_a_terminal_a_line_stands_for_every_tenth(capsys):
 def test_a_verb_lists_its_inner_verbs_and_knows_the_nearest(videoauto):
     status, out, _ = videoauto("eval", "--help")
     assert status == 0 and all(f"eval {inner}" in out for inner in ("compare", "calibrate", "rescore"))
+    status, out, _ = videoauto("eval", "compare", "--help")
+    assert status == 0 and "eval compare A B" in out and "eval compare rescore" not in out
     assert 'Did you mean "eval compare"?' in error_of(videoauto("eval", "compar", "a", "b"), 2)
 
 

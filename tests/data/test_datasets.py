@@ -148,6 +148,40 @@ def test_a_question_with_options_needs_no_problem_type(tmp_path):
     assert "A. red\nB. blue" in samples[0].messages[0]["content"][1]["text"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ({"problem_type": "iou", "answer": [[1, 2], [3.5, 9]]}, [[1, 2], [3.5, 9]]),
+        ({"answer": 5}, "5"),
+        ({"answer": 0.00001, "problem_type": "math"}, "0.00001"),
+        ({"answer": 7, "options": ["6", "7"]}, "B"),
+        ({"answer": "(b)", "options": ["6", "7"]}, "(b)"),
+        ({"answer": None, "problem_type": "my_module:grade"}, None),
+    ],
+)
+def test_own_answers_as_graders_take_them(tmp_path, fields, answer):
+    write(tmp_path / "own.json", [{"question": "Q?"} | fields])
+    assert load_datasets(["own"], {"own": DatasetConfig("Plain", str(tmp_path / "own.json"))}, None)[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"problem_type": "iou", "answer": "1-2"}, "must be .start, end. in seconds, or a list of them, not '1-2'"),
+        ({"problem_type": "iou", "answer": []}, "must be .start, end. in seconds"),
+        ({"answer": None}, "must be a string or a number, not None"),
+        ({"answer": True}, "must be a string or a number"),
+        ({"answer": "green", "options": ["red", "blue"]}, "must be the letter or the text of one of the options"),
+        ({"answer": "C", "options": ["red", "blue"]}, "must be the letter or the text of one of the options"),
+        ({"answer": "red", "options": ["red", "red"]}, "must be the letter or the text of one of the options"),
+    ],
+)
+def test_own_answers_that_nothing_could_match_are_told(tmp_path, fields, message):
+    write(tmp_path / "own.json", [{"question": "Q?"} | fields])
+    with pytest.raises(DataError, match=f"'answer' {message}"):
+        load_datasets(["own"], {"own": DatasetConfig("Plain", str(tmp_path / "own.json"))}, None)
+
+
 def test_own_loader_by_import_path(tmp_path, monkeypatch):
     (tmp_path / "my_sets.py").write_text(
         "def riddles(record):\n    return record.sample(record.text('riddle'), record['solution'], 'exact_match')\n"

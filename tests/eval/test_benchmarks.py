@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from videoauto_jax.errors import ConfigError
@@ -162,6 +163,20 @@ def test_prompts_byte_for_byte(case):
     assert benchmark(name, boxed=boxed).question(row) == CASES["prompts"][case]
 
 
+def test_a_choice_keeps_the_letter_it_comes_with():
+    row = {"question": "Q?", "choices": {"B": "y", "A": None, "D": "w"}}
+    assert benchmark("mmvu", boxed=False).question(row).startswith("Question: Q?\nOptions:\nB. y\nD. w\nAnswer with")
+
+
+def test_a_row_may_lack_a_category_and_hold_arrays():
+    row = {"options": LETTERED, "answer": "A", "duration": "short", "domain": None}
+    videomme, mmmu = benchmark("videomme"), benchmark("video_mmmu")
+    scores = [videomme.score(row, "A"), videomme.score(row | {"domain": "Sports"}, "B")]
+    assert videomme.breakdown(scores)["domain"] == {"Sports": {"score": 0, "n": 1}}
+    about = {"id": "dev_Art_1", "answer": "B", "question_type": "multiple-choice"}
+    assert mmmu.score(about | {"options": np.array(["x", "y"])}, "B") == 1
+
+
 def test_aggregation_as_published():
     expected = CASES["aggregations"]
     score = lambda name, said, row: benchmark(name).score(row, said)  # noqa: E731
@@ -197,6 +212,11 @@ def test_strict_letters(said, letter):
 def test_strict_knows_an_option_by_its_text_and_drops_nothing():
     row = {"candidates": ["a dog", "a cat"], "answer": "a cat"}
     mvbench = benchmark("mvbench", "strict")
+    sentences = {"candidates": ["He runs.", "He sits"], "answer": "He runs."}
+    assert all(mvbench.score(sentences, said) == 1 for said in ("he runs", "He runs.", "A. He runs."))
+    assert (
+        mvbench.score(sentences, "He sits.") == 0 and mvbench.score(sentences | {"answer": "He sits"}, "He sits.") == 1
+    )
     assert mvbench.score(row, r"\boxed{A cat}") == 1 and mvbench.score(row, r"\boxed{}").counted
     scores = [mvbench.score(row, said) for said in ("B", r"\boxed{}")]
     assert mvbench.aggregate(scores)["mvbench_accuracy"] == 50

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from videoauto_jax.errors import DataError
+from videoauto_jax.errors import ConfigError, DataError
 from videoauto_jax.eval.calibration import MOST, calibrate, pareto, pick, split
 from videoauto_jax.eval.cost import fit_cost, wall_seconds
 from videoauto_jax.eval.records import OTHERS
@@ -88,3 +88,5 @@ def test_seconds_of_processes_that_ran_at_once_count_once():
 def test_what_cannot_be_calibrated_is_told():
     with pytest.raises(DataError, match="1 samples cannot be split"):
         calibrate([record(0, 1.0, 1.0, 0.9)], "paper")
+    with pytest.raises(ConfigError, match="tolerance=-1"):
+        calibrate(records(), "paper", tolerance=-1.0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from videoauto_jax.errors import DataError
+from videoauto_jax.errors import ConfigError, DataError
 from videoauto_jax.eval.comparison import compare
 
 
@@ -71,3 +71,14 @@ def test_only_common_samples_count_and_there_have_to_be_some():
     assert compare(*sides(a, b), "paper", resamples=5)["charades"]["n"] == 2
     with pytest.raises(DataError, match="no sample in common"):
         compare(*sides(a[:1], b), "paper")
+
+
+def test_other_samples_under_the_same_ids_are_refused():
+    a, b = ([charades(n, 4.0) | {"truth": [0.0, 10.0]} for n in range(3)] for _ in range(2))
+    b[1] |= {"question": "asked plainly", "media": "elsewhere/1.MP4"}
+    assert compare(*sides(a, b), "paper", resamples=0)["charades"]["n"] == 3
+    for changed in ({"truth": [0.0, 9.0]}, {"media": "8.mp4"}):
+        with pytest.raises(DataError, match="charades/2 is another sample in each"):
+            compare(*sides(a, [*b[:2], b[2] | changed]), "paper")
+    with pytest.raises(ConfigError, match="seed=-1"):
+        compare(*sides(a, b), "paper", seed=-1)

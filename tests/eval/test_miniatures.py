@@ -231,7 +231,8 @@ def test_a_limit_draws_whole_pairs(benchmark_root):
 def test_what_is_asked_can_be_narrowed(benchmark_root):
     config = config_of(benchmark_root, "", "mvbench", "charades")
     assert len(load_cases(config)) == 23
-    assert {case.sample.source for case in load_cases(dataclasses.replace(config, only=("charades",)))} == {"charades"}
+    twice = load_cases(dataclasses.replace(config, only=("charades", "charades")))
+    assert [case.sample.id for case in twice] == ["charades/1", "charades/2", "charades/3"]
     two = {"mvbench": BenchmarkConfig(tasks=("action_count", "moving_count"), max_frames=2, prompt="plain")}
     cases = load_cases(dataclasses.replace(config, benchmarks=two))
     assert [case.sample.id for case in cases] == ["mvbench/action_count/1", "mvbench/moving_count/1"]
@@ -248,6 +249,12 @@ def test_wrong_names_are_told(benchmark_root):
         load_cases(config)
 
 
+def test_budgets_of_nothing_are_told():
+    for budget in ({"max_frames": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(ConfigError, match="=0 .benchmarks.*at least 1"):
+            BenchmarkConfig(**budget)
+
+
 def test_wrong_layouts_are_told(tmp_path):
     chosen = benchmark("videomme")
     with pytest.raises(DataError, match="does not exist.*hf download lmms-lab/Video-MME"):
@@ -261,6 +268,25 @@ def test_wrong_layouts_are_told(tmp_path):
         find_tables(chosen, tmp_path, [""])
 
 
+def test_another_split_is_not_taken_for_the_one_wanted(tmp_path):
+    mvp, mvbench, lvb = benchmark("mvp"), benchmark("mvbench"), benchmark("longvideobench")
+    for name in ("intuitive_physics/mini.parquet", "intuitive_physics/mini.json", "lvb_test.json", "lvb_val.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(DataError, match=r"MVP: expected intuitive_physics/full\*.parquet"):
+        find_tables(mvp, tmp_path, ["intuitive_physics"])
+    assert find_tables(lvb, tmp_path, [""]) == {"": [tmp_path / "lvb_val.json"]}  # a usual name of `validation`
+    (tmp_path / "action_count.json").write_text("[]")
+    assert find_tables(mvbench, tmp_path, ["action_count"]) == {"action_count": [tmp_path / "action_count.json"]}
+
+
+def test_no_benchmark_of_several_may_be_empty(tmp_path, benchmark_root):
+    (tmp_path / "test.json").write_text("[]")
+    empty = {"charades": BenchmarkConfig(), "activitynet_tvg": BenchmarkConfig(path=str(tmp_path))}
+    with pytest.raises(DataError, match="not one sample .activitynet_tvg"):
+        load_cases(config_of(benchmark_root, "", benchmarks=empty))
+
+
 def test_a_changed_schema_is_told(tmp_path, benchmark_root):
     (tmp_path / "test.json").write_text(json.dumps([{"video": "v.mp4", "sentence": "x", "timestamp": [0, 1]}]))
     with pytest.raises(DataError, match="columns missing: caption.*It has video, sentence, timestamp"):
@@ -270,10 +296,20 @@ def test_a_changed_schema_is_told(tmp_path, benchmark_root):
         with pytest.raises(DataError, match="Charades-STA: a row is not as published"):
             load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))
     row = {"video": "v", "question": "?", "candidates": ["x", "y"], "answer": "x", "solution": [[0, 1]]}
-    for wrong, message in (({"answer": "z"}, "none of its options"), ({"solution": []}, "not .start, end.")):
+    for wrong, message in (
+        ({"answer": "z"}, "none of its options"),
+        ({"solution": []}, "not .start, end."),
+        ({"question": None}, "question is null"),
+    ):
         (tmp_path / "test.json").write_text(json.dumps([row | wrong]))
         with pytest.raises(DataError, match=f"NExT-GQA: a row is not as published.*{message}"):
             load_cases(config_of(tmp_path, "", benchmarks={"nextgqa": BenchmarkConfig(path=str(tmp_path))}))
+    row = {"question": "?", "candidates": "['x', ", "answer": "x", "video_id": "p_0", "video_path": "v.mp4"}
+    (tmp_path / "intuitive_physics-mini.json").write_text(json.dumps([row]))
+    task = BenchmarkConfig(path=str(tmp_path), tasks=("intuitive_physics",))
+    with pytest.raises(DataError, match="MVP .mini.: a row is not as published: SyntaxError"):
+        load_cases(config_of(tmp_path, "", benchmarks={"mvp_mini": task}))
+    (tmp_path / "intuitive_physics-mini.json").unlink()
     (tmp_path / "test.json").write_text("[]")
     with pytest.raises(DataError, match="not one sample"):
         load_cases(config_of(tmp_path, "", benchmarks={"charades": BenchmarkConfig(path=str(tmp_path))}))

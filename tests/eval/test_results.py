@@ -64,6 +64,7 @@ def test_tables_stand_beside_the_published_results(finished, capsys):
     assert (finished / "table.csv").read_text() == to_csv(rows)
     assert to_csv(rows).splitlines()[0] == ",".join(COLUMNS)
     latex = to_latex(rows)
+    assert "A \\& B\\_1 & " in to_latex([rows[0] | {"benchmark": "A & B_1"}])
     assert latex == (finished / "table.tex").read_text() and latex.count("\\\\") == 3 and "Thinks, \\%" in latex
 
 

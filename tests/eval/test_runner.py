@@ -265,6 +265,8 @@ def test_limit_draws_by_seed_and_keeps_the_order(config, script):
     assert evaluate(dataclasses.replace(config, limit=4))["n"] == 4
     with pytest.raises(ConfigError, match="limit=0"):
         dataclasses.replace(config, limit=0)
+    with pytest.raises(ConfigError, match="seed=-1"):
+        dataclasses.replace(config, seed=-1)
 
 
 def test_prompts_keep_the_order_and_stop_when_closed(config, script):

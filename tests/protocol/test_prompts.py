@@ -52,7 +52,7 @@ def test_user_texts():
 def test_baselines_are_asked_without_a_box():
     assert grounding_prompt("x", boxed=False).endswith("in the format [start, end].")
     question = grounded_qa_prompt("Q?", "A. x", boxed=False)
-    assert question.endswith("\nOutput format: answer <> [start, end]. For example: A <> [20.3, 30.8].")
+    assert question.endswith("\nOutput format: answer <> [start, end]. For example: A <> [20.3, 30.8]")
 
 
 @pytest.mark.parametrize("arguments", [("answer-twice", "train"), ("direct", "test")])

@@ -125,6 +125,7 @@ def _run(arguments: Sequence[str], verbs: Mapping[str, str]) -> None:
     if command.words and command.words[0] in inner:
         word = command.words.pop(0)
         command.verb, module = f"{command.verb} {word}", import_module(inner[word])
+        inner = getattr(module, "VERBS", {})
     if command.help:
         show_verb(command.verb, module, {word: summary(name) for word, name in inner.items()})
         return

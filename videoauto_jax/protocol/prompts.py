@@ -67,7 +67,7 @@ def grounded_qa_prompt(question: str, options: str, *, boxed: bool = True) -> st
         "Please answer the question, and then provide the video segment that best supports your answer. "
         "The start and end timestamps must be in seconds with exactly one decimal place.\n"
         f"Output format: {_boxed('answer <> [start, end]', boxed)}. "
-        f"For example: {_boxed('A <> [20.3, 30.8]', boxed)}."
+        f"For example: {_boxed('A <> [20.3, 30.8]', boxed)}{'.' if boxed else ''}"
     )
 
 

@@ -1,10 +1,14 @@
 """The format for one's own data: every problem type, no code."""
 
+import string
+from decimal import Decimal
+
 from videoauto_jax.data.annotations import Record, Sample, is_interval
 from videoauto_jax.data.datasets.grounding import segments
 from videoauto_jax.data.datasets.registry import dataset
 from videoauto_jax.data.datasets.video import letter_of, lettered
 from videoauto_jax.protocol.prompts import grounded_qa_prompt, grounding_prompt
+from videoauto_jax.rewards.choice import normalise, option_letter
 
 
 @dataset("Plain")
@@ -25,8 +29,32 @@ def plain(record: Record) -> Sample:
     if kind == "gqa":
         answer = {"answer": record.text("answer"), "segment": segments(record, "segments")}
         return record.sample(grounded_qa_prompt(question, options), answer, kind, visual, grounding=True)
-    answer = letter_of(record["answer"], record["options"]) if options else record["answer"]
+    answer = _text(record, kind)
+    if options:
+        answer = letter_of(answer, record["options"])
+        _check_option(record, answer, kind)
     return record.sample(f"{question}\nOptions:\n{options}" if options else question, answer, kind, visual)
+
+
+def _text(record: Record, kind: str) -> object:
+    """The answer, a number as text: as published, one that is no string is never right. Own graders get it as it is."""
+    answer = record["answer"]
+    if kind not in ("exact_match", "math") or isinstance(answer, str):
+        return answer
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        raise record.wrong("answer", "a string or a number")
+    return format(Decimal(repr(answer)), "f")
+
+
+def _check_option(record: Record, answer: object, kind: str) -> None:
+    if kind == "exact_match":
+        letter = (option_letter(answer) or normalise(answer)).upper()
+        if letter not in list(string.ascii_uppercase[: len(record["options"])]):
+            raise record.wrong("answer", "the letter or the text of one of the options")
+
+
+def _are_segments(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_interval, value))
 
 
 def _visual(record: Record) -> dict | None:
