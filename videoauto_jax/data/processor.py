@@ -145,8 +145,8 @@ class Processor:
         return collate(encoded, lengths=lengths, patches=patches, pad_token_id=self.pad_token_id)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of generated tokens, by default without ends and special tokens. `<think>` and `</think>` are text, as they
-        are to the protocol's automaton: in Qwen's tokenizers they are not special, in others they may be."""
+        """Text of generated tokens, by default without ends and special tokens. `<think>` and `</think>` are text, as
+        they are to the protocol's automaton: in Qwen's tokenizers they are not special, in others they may be."""
         ids = np.asarray(token_ids).tolist()
         return self.tokenizer.decode([i for i in ids if i not in self._silent] if skip_special else ids)
 
