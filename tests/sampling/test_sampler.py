@@ -28,7 +28,7 @@ def test_second_writes_everything_and_measures_confidence(answers, scripts, tiny
         assert sure.confidence == pytest.approx(0.99, abs=1e-4)
         assert found["unsure"].confidence == pytest.approx(0.6, abs=1e-4)
         assert (lost.first_answer, lost.confidence, lost.answer) == ("Let's analyze the problem step by step.", -1, "7")
-        assert (wrong.first_answer, wrong.confidence, wrong.answer) == ("", -1, "")
+        assert (wrong.first_answer, wrong.confidence, wrong.reasoning, wrong.answer) == ("", -1, "", "")
 
 
 def test_first_ends_every_branch_behind_its_first_answer(answers):
