@@ -201,7 +201,7 @@ def settings(config: SamplingConfig, stop_ids: Collection[int]) -> engine.Settin
         sampling=sampling,
         threshold=jnp.float32(config.exit_threshold),
         max_new_tokens=jnp.int32(config.max_new_tokens),
-        stop_ids=jnp.array(sorted(stop_ids), jnp.int32),
+        stop_ids=jnp.array(sorted(stop_ids) + [-1] * (-len(stop_ids) % 8), jnp.int32),  # few shapes, few programs
     )
 
 
