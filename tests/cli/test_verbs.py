@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from rich.console import Console
 
 from videoauto_jax.base import keep_base
 from videoauto_jax.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from videoauto_jax.eval import runner
 from videoauto_jax.files import write_atomic
 from videoauto_jax.models.hf import load_model
 from videoauto_jax.models.qwen_vl import parameter_paths
+from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
 from videoauto_jax.train.recipe import GRPOConfig, SFTConfig
 
 
@@ -81,6 +83,13 @@ def test_ask_prints_every_part_of_the_answer(videoauto, tiny_folder, image):
     assert [name for name in shown if name in ("first answer", "confidence", "final answer", "tokens")] == [
         "first answer", "confidence", "final answer", "tokens",
     ]  # fmt: skip
+
+
+def test_ask_says_why_an_answer_is_not_finished(capsys):
+    for finish, says in (("stop", "tokens       1\n"), ("length", "1 (cut off)"), ("nan", "not numbers")):
+        answer = make_answer("Hm", np.ones(1, np.int32), *np.zeros((2, 1)), -1.0, FINISH_REASONS.index(finish), 1)
+        ask.show(answer, ask.AskConfig("model"), Console())
+        assert says in capsys.readouterr().out
 
 
 def test_ask_builds_the_prompt_of_training(image):

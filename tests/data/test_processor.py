@@ -1,10 +1,13 @@
 """Messages to model inputs: prompts spelled out by hand, real files, bad input."""
 
+import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,6 +224,21 @@ def test_special_tokens(processor):
     ids = processor.tokenizer("\\boxed{A}<think>so</think><|im_end|>")["input_ids"]
     assert processor.decode(np.array(ids)) == "\\boxed{A}<think>so</think>"
     assert processor.decode(ids, skip_special=False).endswith("<|im_end|>")
+
+
+def test_tags_are_text_and_ends_are_not_whatever_the_tokenizer_says_of_them(checkpoint, tmp_path):
+    """Another checkpoint's tokenizer: its tags are special tokens, and it ends texts with an ordinary one too."""
+    folder = Path(shutil.copytree(checkpoint("qwen3_vl"), tmp_path / "other"))
+    facts = json.loads((folder / "tokenizer.json").read_text())
+    for token in facts["added_tokens"]:
+        token["special"] |= token["content"] in ("<think>", "</think>")
+    (folder / "tokenizer.json").write_text(json.dumps(facts))
+    end = load_processor(folder).tokenizer.convert_tokens_to_ids("<tool_call>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    processor, text = load_processor(folder), "\\boxed{A}<think>r</think>\\boxed{A}"
+    ids = processor.tokenizer(f"{text}<|im_start|><|im_end|><tool_call>")["input_ids"]
+    assert processor.decode(ids) == text and end in processor.eos_token_ids
+    assert processor.decode(ids, skip_special=False) == f"{text}<|im_start|><|im_end|><tool_call>"
 
 
 def test_a_visual_is_decoded_once_until_its_file_changes(qwen_folder, tmp_path, write_clip, monkeypatch):

@@ -228,12 +228,15 @@ def test_whitespace_that_is_cut_off_completes_no_response():
     assert [automaton.valid[replay(automaton, [*some, end])[-1][1]] for some in (ids, begun)] == [True, False]
 
 
-def test_deeper_braces_than_the_limit_are_malformed():
+def test_deeper_braces_than_the_limit_are_malformed_and_never_confident():
+    """Nor does such a box count as closed where the limit would close it: the gate would cut the answer there."""
     name = "tiny_q3like"
-    for depth, valid in ((MAX_DEPTH, True), (MAX_DEPTH + 1, False)):
+    for depth, valid in ((MAX_DEPTH, True), (MAX_DEPTH + 1, False), (MAX_DEPTH + 3, False)):
         box = f"\\boxed{{{'{' * depth}1{'}' * depth}}}"
         ids = TOKENIZERS[name].encode(f"{box}<think>r</think>{box}{END}")
-        assert AUTOMATA[name].valid[replay(AUTOMATA[name], ids)[-1][1]] == valid
+        steps = replay(AUTOMATA[name], ids)
+        assert AUTOMATA[name].valid[steps[-1][1]] == valid
+        assert any(marks & Mark.CLOSES_FIRST for marks, _ in steps) == bool(answer_tokens(AUTOMATA[name], ids)) == valid
 
 
 @pytest.mark.parametrize(

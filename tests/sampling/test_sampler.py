@@ -1,5 +1,6 @@
 """From messages to answers: modes, the gate, the format, and which tokens are drawn."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_second_writes_everything_and_measures_confidence(answers, scripts, tiny
         assert sure.confidence == pytest.approx(0.99, abs=1e-4)
         assert found["unsure"].confidence == pytest.approx(0.6, abs=1e-4)
         assert (lost.first_answer, lost.confidence, lost.answer) == ("Let's analyze the problem step by step.", -1, "7")
-        assert (wrong.first_answer, wrong.confidence, wrong.answer) == ("", -1, "")
+        assert (wrong.first_answer, wrong.confidence, wrong.reasoning, wrong.answer) == ("", -1, "", "")
 
 
 def test_first_ends_every_branch_behind_its_first_answer(answers):
@@ -87,6 +88,16 @@ def test_forced_format_writes_nothing_else(tiny_model, tiny_processor, chats):
     for answer in group:
         assert is_well_formed(answer.text)
         assert (answer.sampling_logprobs >= answer.logprobs - 1e-5).all()
+
+
+def test_behind_a_forced_response_stands_nothing(scripted, chats):
+    """The padding token ends the protocol's response although this checkpoint does not stop at it."""
+    said = "\\boxed{A}<think>It is.</think>\\boxed{B}<|endoftext|> and more"
+    sampler = scripted({"sure": [(said, 0.999)]}, mode="second", forced_format=True)
+    sampler.processor = copy.copy(sampler.processor)
+    sampler.processor.eos_token_ids = (sampler.processor.tokenizer.eos_token_id,)
+    (answer,) = sampler([chats["sure"]])
+    assert (answer.text, answer.finish_reason) == (said.partition("<|endoftext|>")[0], "stop")
 
 
 def test_a_repetition_penalty_counts_in_the_confidence(answers):

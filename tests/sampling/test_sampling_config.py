@@ -17,6 +17,9 @@ from videoauto_jax.sampling.config import SamplingConfig, checkpoint_defaults
         {"prompts": 0},
         {"mode": "third"},
         {"top_p": 0.0},
+        {"top_p": 1e-60},  # 0 on the device: no token would be left
+        {"temperature": 1e300},
+        {"repetition_penalty": 1e-60},
         {"cache_dtype": "int4"},
         {"stop": ("",)},
         {"stop": "</think>"},  # not eight stops of one character

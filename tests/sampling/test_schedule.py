@@ -22,7 +22,7 @@ def test_nothing_compiles_again(sampler, answers, chats, scripts, scripted):
     before = [program._cache_size() for program in PROGRAMS]
     for changes in ({"mode": "auto"}, {"threshold": 0.3}, {"temperature": 0.7}, {"seed": 9}, {"mode": "first"},
                     {"top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1, "forced_format": True},
-                    {"stop": ("x",), "max_new_tokens": 90}):  # fmt: skip
+                    {"stop": ("x", "<|im_start|>"), "max_new_tokens": 90}):  # fmt: skip
         answers(**changes)
     sampler.model = jax.tree.map(lambda table: table * 1.5, sampler.model)
     answers()

@@ -38,6 +38,15 @@ def test_a_stop_text_ends_a_branch_as_if_nothing_had_been_written_behind_it(samp
         assert found.confidence == (whole["sure"].confidence if "}" in text + stop and text != "\\boxed" else -1)
 
 
+def test_a_stream_keeps_the_settings_with_which_it_began(sampler, chats, tiny_processor):
+    sampler.config = dataclasses.replace(sampler.config, mode="second", prompts=1, stop=("think",))
+    found = []
+    for _, (answer,) in sampler.stream([tiny_processor.encode(chats["sure"])] * 2):
+        found.append((answer.text, answer.finish_reason))
+        sampler.config = dataclasses.replace(sampler.config, stop=("{",))
+    assert found == [("\\boxed{A}<", "stop")] * 2
+
+
 def test_a_stop_text_on_the_last_token_there_is(sampler, answers):
     """Nothing has been written behind it, but neither the end of the room nor the gate is why the text ends there."""
     whole = answers(mode="second")["sure"]

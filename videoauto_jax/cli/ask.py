@@ -20,6 +20,7 @@ from videoauto_jax.sampling.answer import Answer
 from videoauto_jax.sampling.config import checkpoint_defaults
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
 
+_UNFINISHED = {"length": " (cut off)", "nan": " (cut off: the model's next logits are not numbers)"}
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
 
@@ -102,7 +103,7 @@ def show(answer: Answer, config: AskConfig, console: Console) -> None:
         "confidence": confidence,
         "thought": (answer.reasoning or "").strip(),
         "final answer": answer.answer or answer.text.strip() or "(none)",
-        "tokens": f"{len(answer.token_ids)}" + (" (cut off)" if answer.finish_reason == "length" else ""),
+        "tokens": f"{len(answer.token_ids)}{_UNFINISHED.get(answer.finish_reason, '')}",
     }
     for name, text in parts.items():
         if text:

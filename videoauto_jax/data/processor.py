@@ -24,6 +24,7 @@ from videoauto_jax.errors import ConfigError, DataError, ModelError
 from videoauto_jax.models.config import resolve_folder
 from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.models.rope import Convention, mrope_positions, next_position
+from videoauto_jax.protocol.grammar import CLOSE, OPEN
 
 Messages = Sequence[Mapping]
 _TOKENS = {
@@ -83,6 +84,7 @@ class Processor:
         tokens = {name: _token_id(tokenizer, settings, name) for name in _TOKENS}
         self.image_token_id, self.video_token_id = tokens["image_token_id"], tokens["video_token_id"]
         self.eos_token_ids = _eos_token_ids(tokenizer, settings)
+        self._silent = _silent_token_ids(tokenizer) | set(self.eos_token_ids)
         pad = settings.token_ids.get("pad_token_id", tokenizer.pad_token_id)
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
         self._cache = VisualCache(cache_bytes)
@@ -143,8 +145,10 @@ class Processor:
         return collate(encoded, lengths=lengths, patches=patches, pad_token_id=self.pad_token_id)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of generated tokens. `<think>` survives: in Qwen's tokenizers it is not special."""
-        return self.tokenizer.decode(np.asarray(token_ids).tolist(), skip_special_tokens=skip_special)
+        """Text of generated tokens, by default without ends and special tokens. `<think>` and `</think>` are text, as
+        they are to the protocol's automaton: in Qwen's tokenizers they are not special, in others they may be."""
+        ids = np.asarray(token_ids).tolist()
+        return self.tokenizer.decode([i for i in ids if i not in self._silent] if skip_special else ids)
 
     def _visual(self, item: Mapping) -> Visual:
         how = self.settings, self.resize, self.video_threads, self.video_reader
@@ -206,6 +210,11 @@ def _eos_token_ids(tokenizer, settings: VisionSettings) -> tuple[int, ...]:
     stated = settings.token_ids.get("eos_token_id", [])
     stated = [stated] if isinstance(stated, int) else stated
     return tuple(dict.fromkeys([i for i in (tokenizer.eos_token_id, *stated) if i is not None]))
+
+
+def _silent_token_ids(tokenizer) -> set[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return {index for index, token in added if token.special and token.content not in (OPEN, CLOSE)}
 
 
 def _check_option(name: str, value: object, choices: object) -> None:

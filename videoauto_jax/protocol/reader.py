@@ -4,7 +4,8 @@ A `TextState` says which field the next byte falls in and whether the text can s
 rules are those of the `strict` profile of grammar.py, read from left to right:
 
 * Whitespace (as `str.isspace`, in UTF-8) may stand before, between and after the fields; nothing else may.
-* Braces inside a box balance, up to `MAX_DEPTH` levels; one more makes the response malformed and is not counted.
+* Braces inside a box balance, up to `MAX_DEPTH` levels; one more makes the response malformed, and where that box ends
+  is not known: it is not closed.
 * The thought holds at least one character that is not whitespace; `<think>` and `</think>` occur once each.
 * A malformed response is read on: the first answer is the first box before the first tag, the last answer the first box
   after the last `</think>`. A tag inside the first box gives that box up.
@@ -74,7 +75,7 @@ class TextState(NamedTuple):
     field: Field = Field.BEFORE_FIRST
     valid: bool = True  # may still become well-formed
     closed: bool = False  # the first answer has been closed
-    depth: int = 0  # braces open inside the box
+    depth: int = 0  # braces open inside the box; once more than MAX_DEPTH, no longer counted
     head: Head = Head.LEAD
     matched: int = 0  # bytes of the fallback phrase
     space: bytes = b""  # bytes of an unfinished whitespace character
@@ -178,8 +179,10 @@ def _enter(field: Field, state: TextState, **changes: bool) -> TextState:
 
 
 def _count_braces(state: TextState, byte: bytes) -> TextState:
+    if state.depth > MAX_DEPTH:
+        return state
     depth = state.depth + {b"{": 1, b"}": -1}.get(byte, 0)
-    return state._replace(depth=min(depth, MAX_DEPTH), valid=state.valid and depth <= MAX_DEPTH)
+    return state._replace(depth=depth, valid=state.valid and depth <= MAX_DEPTH)
 
 
 def _read_head(state: TextState, byte: bytes) -> TextState:

@@ -71,7 +71,7 @@ def make_answer(
         sampling_logprobs=sampling_logprobs,
         confidence=confidence,
         first_answer=response.first,
-        reasoning=response.thought,
+        reasoning=response.thought or "",
         final_answer=response.second,
         answer=answer,
         exited=exited,

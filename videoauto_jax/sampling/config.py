@@ -14,12 +14,13 @@ from videoauto_jax.sampling.answer import Mode
 CacheDtype = Literal["model", "int8", "float8_e4m3fn"]
 Layout = Literal["rollout", "train"]
 _LEAST = {"max_new_tokens": 1, "prompts": 1, "prefill_tokens": 1, "top_k": 0}
+_TINY, _HUGE = 1e-30, 1e30  # on the device they are float32, and are multiplied with logits
 _RANGES = {
     "threshold": (lambda x: x >= 0, "a number of at least 0"),
-    "temperature": (lambda x: 0 <= x < np.inf, "a number of at least 0"),
-    "top_p": (lambda x: 0 < x <= 1, "a number more than 0 and at most 1"),
+    "temperature": (lambda x: 0 <= x <= _HUGE, f"a number of at least 0 and at most {_HUGE:g}"),
+    "top_p": (lambda x: _TINY <= x <= 1, f"a number of at least {_TINY:g} and at most 1"),
     "min_p": (lambda x: 0 <= x <= 1, "a number of at least 0 and at most 1"),
-    "repetition_penalty": (lambda x: 0 < x < np.inf, "a number more than 0"),
+    "repetition_penalty": (lambda x: _TINY <= x <= _HUGE, f"a number more than 0 and at most {_HUGE:g}"),
 }
 
 

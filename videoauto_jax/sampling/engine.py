@@ -183,9 +183,11 @@ def _write(branches: Branches, logits: Float[Array, "B G V"], automaton: Automat
     length = branches.length + active
     closed = gates.first_closed(automaton, gate)
     confident = closed & (gate.confidence >= settings.threshold)
+    # The protocol knows ends at which the checkpoint does not stop (its padding); behind them nothing is well-formed.
+    complete = settings.sampling.forced & gates.finished(automaton, gate)
     reasons = [
         (~sound, FAILED),
-        (jnp.any(drawn.token[..., None] == settings.stop_ids, axis=-1), STOPPED),
+        (jnp.any(drawn.token[..., None] == settings.stop_ids, axis=-1) | complete, STOPPED),
         (confident, EXITED),
         (length >= settings.max_new_tokens, LENGTH),
     ]

@@ -131,7 +131,7 @@ class Sampler:
             watch=Watch(self.processor.decode, config.stop, on_text) if config.stop or on_text else None,
         )
         for finished in schedule.run(writing):
-            yield finished.position, self._answers(finished, branches)
+            yield finished.position, self._answers(finished, branches, config.stop)
         if config.reuse_prefixes and self._model is model:
             self._idle = sizes, table
 
@@ -161,16 +161,16 @@ class Sampler:
         special = {token for token, text in added if text.special and str(text) in self.config.stop}
         return special | set(self.processor.eos_token_ids)
 
-    def _answers(self, finished: Finished, branches: int) -> list[Answer]:
+    def _answers(self, finished: Finished, branches: int, stop: Sequence[str]) -> list[Answer]:
         written = finished.branches
         if written is None:
             return [refusal(finished.reason)] * branches
         begun = begun_response(finished.prompt)
-        return [self._answer(begun, written, g, finished.seconds) for g in range(branches)]
+        return [self._answer(begun, written, g, finished.seconds, stop) for g in range(branches)]
 
-    def _answer(self, begun: str, branches: Branches, g: int, seconds: float) -> Answer:
+    def _answer(self, begun: str, branches: Branches, g: int, seconds: float, stop: Sequence[str]) -> Answer:
         length, first = int(branches.length[g]), int(branches.first_tokens[g])
-        text, count, stopped = cut_at(branches.tokens[g, :length], self.config.stop, self.processor.decode)
+        text, count, stopped = cut_at(branches.tokens[g, :length], stop, self.processor.decode)
         confidence, finish = float(branches.gate.confidence[g]), int(branches.finish[g])
         if stopped:  # what was written behind it before the host saw it never was, nor was the gate's exit
             finish = STOPPED
@@ -201,7 +201,7 @@ def settings(config: SamplingConfig, stop_ids: Collection[int]) -> engine.Settin
         sampling=sampling,
         threshold=jnp.float32(config.exit_threshold),
         max_new_tokens=jnp.int32(config.max_new_tokens),
-        stop_ids=jnp.array(sorted(stop_ids), jnp.int32),
+        stop_ids=jnp.array(sorted(stop_ids) + [-1] * (-len(stop_ids) % 8), jnp.int32),  # few shapes, few programs
     )
 
 
