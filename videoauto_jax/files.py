@@ -23,7 +23,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
+    data = _encoded(content) if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -53,7 +53,7 @@ def append_jsonl(path: str | Path, record: Mapping) -> None:
     line = json.dumps(_plain(record), ensure_ascii=False) + "\n"
     with path.open("a+b") as file:
         _mend_last_line(file)
-        file.write(line.encode())
+        file.write(_encoded(line))
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -181,6 +181,11 @@ def _mend_last_line(file) -> None:
         file.write(b"\n")
     except ValueError:
         file.truncate(start)
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8. Half of a surrogate pair, which has no UTF-8, becomes what JSON writes for it."""
+    return text.encode(errors="backslashreplace")
 
 
 def _plain(value: object) -> object:

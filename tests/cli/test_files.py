@@ -102,3 +102,11 @@ def test_force_spares_what_is_plainly_not_an_output_folder(tmp_path, monkeypatch
             new_folder(path, force=True)
     with pytest.raises(UsageError, match="is a file"):
         new_folder(tmp_path / "file", force=True)
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path):
+    """JSON may hold one, a user's answers for instance; UTF-8 may not."""
+    record = {"answer": json.loads('"\\ud83d!"')}
+    append_jsonl(tmp_path / "records.jsonl", record)
+    write_json(tmp_path / "value.json", record)
+    assert read_jsonl(tmp_path / "records.jsonl") == [record] == [json.loads((tmp_path / "value.json").read_text())]
