@@ -54,10 +54,6 @@ def test_paper_keeps_the_verdicts_of_its_version(prediction, answer, equal):
         ("cat", "Cat"),
         ("42", 42),
         ("0.0000001", 1e-7),
-        ("1e5", "100000"),
-        ("-2.5E+3.", "-2500"),
-        ("$1e-3$", 0.001),
-        ("2500", "2.5e3 m"),
         ("7", np.int64(7)),
     ],
 )

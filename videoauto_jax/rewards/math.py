@@ -17,7 +17,6 @@ _DELIMITED = re.compile(r"\$|\\\(|\\\[|\\boxed\b")
 _LATEX = re.compile(r"\\|\^|^\s*[(\[{].*,.*[)\]}]\s*$", re.DOTALL)
 _TEXT_GROUP = re.compile(r"\\(?:text|mbox|mathrm|mathbf|mathit|operatorname)[a-z]*\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_SCIENTIFIC = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][+-]?\d{1,3}(?!\w|\.\d)", re.ASCII)
 _WORD = re.compile(r"[^\W\d_]{3}")
 
 
@@ -41,9 +40,8 @@ def parse_math(text: str) -> list:
     """What math-verify reads in a text (`[expression, its source]` or `[]`), with bare LaTeX taken for LaTeX.
 
     Text is LaTeX if it holds a command or a power or is a bracketed list, or if nothing else was found in it; prose,
-    three letters in a row outside commands, never is. `1e5` is written out first: math-verify reads a 1 in it.
+    three letters in a row outside commands, never is.
     """
-    text = _SCIENTIFIC.sub(lambda match: format(Decimal(match[0]), "f"), text)
     if _DELIMITED.search(text):
         return _parse(text)
     is_prose = _WORD.search(_COMMAND.sub(" ", _TEXT_GROUP.sub(" ", text))) is not None
