@@ -104,6 +104,8 @@ def test_unknown_names_get_the_nearest():
         ("MMR-VBench", {"correctAnswer": "B"}, "'correctAnswer' must be"),
         ("STI-Bench", {"Candidates": ["1 m"]}, "'Candidates' must be an object"),
         ("TimeR1", {"timestamp": "3-9"}, "'timestamp' must be"),
+        ("TVBench", {"candidates": [str(n) for n in range(27)], "answer": "26"}, "'candidates' must be .* 26 options"),
+        ("CG-Bench", {"choices": ["x"] * 27}, "'choices' must be .* at most 26 options"),
     ],
 )
 def test_wrong_annotation_is_one_error(rooted, name, change, message):
@@ -132,6 +134,17 @@ def test_own_data_need_no_code(tmp_path):
     assert texts[3].startswith("Question: Who?\nOptions:\nA. me\nPlease answer the question")
     assert samples[2].messages[0]["content"][0]["video_end"] == 9.0
     assert samples[3].answer == {"answer": "A", "segment": [[1, 2]]}
+
+
+def test_own_grounding_takes_one_segment_or_several(tmp_path):
+    row = {"question": "a dog", "problem_type": "iou", "video": "v.mp4"}
+    sets = {"own": DatasetConfig("Plain", str(tmp_path / "own.json"))}
+    write(tmp_path / "own.json", [row | {"answer": [[1, 2], [5, 6.5]]}])
+    assert load_datasets(["own"], sets, None, keep_missing=True)[0].answer == [[1, 2], [5, 6.5]]
+    for wrong in ("1 to 2", [], [[1]], [2, 1, 3]):
+        write(tmp_path / "own.json", [row | {"answer": wrong}])
+        with pytest.raises(DataError, match="'answer' must be .start, end. in seconds, or a list.*record 1"):
+            load_datasets(["own"], sets, None, keep_missing=True)
 
 
 def test_a_question_with_options_needs_no_problem_type(tmp_path):

@@ -66,6 +66,12 @@ def test_answers_take_the_forms_of_datasets():
     assert grade_interval("[0, 5]", "[0, 10]", "strict") == 0.5
 
 
+@pytest.mark.parametrize("answer", ["15.0", "10, 20"])
+def test_a_text_is_no_interval_to_paper(answer):
+    with pytest.raises(TypeError, match="is a text"):
+        grade_interval("[1, 5]", answer, "paper")
+
+
 @given(intervals, intervals)
 def test_iou_properties(one, other):
     value = interval_iou(one, other)

@@ -22,7 +22,7 @@ def grade_interval(prediction: str, answer: object, profile: Profile) -> float:
     """Best IoU of the predicted interval with the answer's: `[start, end]` or a list of those.
 
     Raises:
-        TypeError, ValueError, IndexError: the answer is neither.
+        TypeError, ValueError, IndexError: the answer is neither. `strict` also reads an interval in a text.
     """
     found = parse_interval(prediction, profile)
     if found is None:
@@ -72,7 +72,9 @@ def _is_thousands(text: str, match: re.Match) -> bool:
 
 
 def _answers(answer: object, profile: Profile) -> list[Sequence[float]]:
-    if profile == "strict" and isinstance(answer, str):
+    if isinstance(answer, str):
+        if profile == "paper":
+            raise TypeError(f"the interval {answer!r} is a text")
         parsed = parse_interval(answer, profile)
         if parsed is None:
             raise ValueError(f"no interval in {answer!r}")

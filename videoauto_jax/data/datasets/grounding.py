@@ -28,10 +28,14 @@ def next_gqa(record: Record) -> Sample:
 
 def segments(record: Record, field: str) -> list:
     """A field that is a non-empty list of [start, end] pairs."""
-    value = record[field]
-    if not isinstance(value, list) or not value or not all(map(is_interval, value)):
+    if not are_segments(record[field]):
         raise record.wrong(field, "a list of [start, end] pairs in seconds")
-    return value
+    return record[field]
+
+
+def are_segments(value: object) -> bool:
+    """Whether `value` is a non-empty list of pairs of finite numbers."""
+    return isinstance(value, list) and bool(value) and all(map(is_interval, value))
 
 
 def _localise(record: Record, text: str, segment: str) -> Sample:

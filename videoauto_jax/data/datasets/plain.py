@@ -4,9 +4,9 @@ import string
 from decimal import Decimal
 
 from videoauto_jax.data.annotations import Record, Sample, is_interval
-from videoauto_jax.data.datasets.grounding import segments
+from videoauto_jax.data.datasets.grounding import are_segments, segments
 from videoauto_jax.data.datasets.registry import dataset
-from videoauto_jax.data.datasets.video import letter_of, lettered
+from videoauto_jax.data.datasets.video import letter_of, lettered, option_texts
 from videoauto_jax.protocol.prompts import grounded_qa_prompt, grounding_prompt
 from videoauto_jax.rewards.choice import normalise, option_letter
 
@@ -22,10 +22,10 @@ def plain(record: Record) -> Sample:
     kind = record.text("problem_type") if "problem_type" in record.data else "exact_match"
     question, visual = record.text("question"), _visual(record)
     if kind == "iou":
-        if not is_interval(record["answer"]) and not _are_segments(record["answer"]):
+        if not is_interval(record["answer"]) and not are_segments(record["answer"]):
             raise record.wrong("answer", "[start, end] in seconds, or a list of them")
         return record.sample(grounding_prompt(question), record["answer"], kind, visual, grounding=True)
-    options = lettered(record.texts("options")) if "options" in record.data or kind == "gqa" else ""
+    options = lettered(option_texts(record, "options")) if "options" in record.data or kind == "gqa" else ""
     if kind == "gqa":
         answer = {"answer": record.text("answer"), "segment": segments(record, "segments")}
         return record.sample(grounded_qa_prompt(question, options), answer, kind, visual, grounding=True)

@@ -37,7 +37,7 @@ def long_video_reason(record: Record) -> Sample:
 @dataset("TVBench")
 def tvbench(record: Record) -> Sample:
     """One file per task; a task's videos lie in the folder of its name, and two tasks cut segments."""
-    candidates, answer = record.texts("candidates"), record.text("answer")
+    candidates, answer = option_texts(record, "candidates"), record.text("answer")
     if answer not in candidates:
         raise record.wrong("answer", "one of the candidates")
     question = f"Question: {record.text('question')}\nOptions:\n{lettered(candidates)}\n"
@@ -72,7 +72,7 @@ def mmr_vbench(record: Record) -> Sample:
 @dataset("CG-Bench")
 def cg_bench(record: Record) -> Sample:
     """Videos are named by identifier."""
-    question = f"{record.text('question')}\nOptions:\n{lettered(record.texts('choices'))}"
+    question = f"{record.text('question')}\nOptions:\n{lettered(option_texts(record, 'choices'))}"
     video = record.video(f"filtered_videos/{record.text('video_uid')}.mp4")
     return record.sample(question, record.text("right_answer"), "exact_match", video)
 
@@ -81,6 +81,14 @@ def tagged_answer(text: str) -> str | None:
     """Trimmed content of the first `<answer>` tag, None if there is none."""
     found = _ANSWER.search(text)
     return found.group(1).strip() if found else None
+
+
+def option_texts(record: Record, field: str) -> list[str]:
+    """A field that lists the texts of options, one for each letter at most."""
+    found = record.texts(field)
+    if len(found) > len(string.ascii_uppercase):
+        raise record.wrong(field, f"a list of at most {len(string.ascii_uppercase)} options")
+    return found
 
 
 def lettered(options: Iterable[str], form: str = "{}. {}") -> str:
