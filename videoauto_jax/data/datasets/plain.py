@@ -53,10 +53,6 @@ def _check_option(record: Record, answer: object, kind: str) -> None:
             raise record.wrong("answer", "the letter or the text of one of the options")
 
 
-def _are_segments(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(is_interval, value))
-
-
 def _visual(record: Record) -> dict | None:
     if "image" in record.data and "video" in record.data:
         raise record.wrong("image", "absent where there is a video")
