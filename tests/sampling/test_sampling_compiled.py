@@ -28,7 +28,7 @@ options = {"works": [work], "only": ["prefill, next", "decode"]}
 targets = "h100", "v6e:2x2"
 small = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=8))
 split = sampling_ahead.Work("split", 131072, 1, 1, 1024, context=8)
-alone = sampling_ahead.compile_all({"7b": small}, {"7b": automaton}, "h100", works=[split])
+alone = sampling_ahead.compile_all({"7b": small}, {"7b": automaton}, "h100", works=[split], only=options["only"])
 found = {t: sampling_ahead.compile_all({"7b": config}, {"7b": automaton}, t, **options) for t in targets}
 open(sys.argv[2], "w").write(json.dumps({"found": found, "split": alone}))
 """
