@@ -1,7 +1,9 @@
 """The whole suite runs on the CPU with eight devices, set before anything imports jax. Here too: tiny checkpoints."""
 
+import gc
 import json
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Nearly all of the time goes into compiling programs that then run once or twice: so they are not optimised, and fused
@@ -68,6 +70,22 @@ FIRST = ["test_quickstart", "test_families", "test_recipes", "test_loop", "test_
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
+
+MAPPINGS = 30_000
+"""Linux allows a process 65,530 memory mappings, and compiled programs take some: beyond them, compiling crashes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drops what earlier modules have compiled before there is too much of it: one worker may run the whole suite."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
