@@ -1,6 +1,7 @@
 """Import and export never hold more of a model than they say, however large it is."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -52,7 +53,9 @@ def folders(write_tiny, tmp_path_factory):
         shape = row.hf_shape(shapes[row.path].shape)
         written += [(key, shape, np.dtype("float32"), lambda s=shape: rng.random(s, np.float32)) for key in row.keys]
     write_files(written, large, plan_files(written, {}, "50MB"))
-    return small, large, root
+    yield small, large, root
+    for folder in (large, root):
+        shutil.rmtree(folder)  # most of what the whole suite writes
 
 
 def test_peak_memory(folders):
