@@ -210,6 +210,14 @@ def test_a_picture_stands_between_video_and_question(benchmark_root):
     assert case.sample.messages[0]["content"].endswith("\n")
 
 
+def test_a_baseline_sees_the_picture_where_the_question_names_it(benchmark_root):
+    plain = load_cases(config_of(benchmark_root, "", "video_mmmu", prompt="plain"))
+    video, before, picture, after = plain[0].sample.messages[-1]["content"]
+    assert (video["type"], picture["type"]) == ("video", "image")
+    assert (before["text"], after["text"].partition("\n")[0]) == ("What #0? ", "")
+    assert [part["type"] for part in plain[-1].sample.messages[-1]["content"]] == ["video", "text"]
+
+
 def test_minimal_pairs_begin_the_response(benchmark_root):
     config = config_of(benchmark_root, "", "mvp_mini")
     boxed = load_cases(config)[0].sample.messages
