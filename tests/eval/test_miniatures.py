@@ -276,6 +276,13 @@ def test_wrong_layouts_are_told(tmp_path):
         find_tables(chosen, tmp_path, [""])
 
 
+def test_one_file_holds_one_sub_task(tmp_path):
+    (tmp_path / "all.json").write_text("[]")
+    with pytest.raises(DataError, match=r"one file cannot hold 20 sub-tasks.*tasks=\[action_sequence\]"):
+        find_tables(benchmark("mvbench"), tmp_path / "all.json", benchmark("mvbench").tasks)
+    assert find_tables(benchmark("mvbench"), tmp_path / "all.json", ["moving_count"])
+
+
 def test_another_split_is_not_taken_for_the_one_wanted(tmp_path):
     mvp, mvbench, lvb = benchmark("mvp"), benchmark("mvbench"), benchmark("longvideobench")
     for name in ("intuitive_physics/mini.parquet", "intuitive_physics/mini.json", "lvb_test.json", "lvb_val.json"):
