@@ -49,9 +49,12 @@ def find_tables(benchmark: Benchmark, root: Path, tasks: Sequence[str]) -> dict[
     """The files of every sub-task's split: those below its folder or of its name, of these those that name the split.
 
     Raises:
-        DataError: there is none; tells what was expected and what was found.
+        DataError: there is none, or one file for several sub-tasks; tells what was expected and what was found.
     """
     if root.is_file():
+        if len(tasks) > 1:
+            fix = f"Name a folder with a table for each, or one of them: benchmarks.{benchmark.name}.tasks=[{tasks[0]}]"
+            raise DataError(f"{benchmark.title}: one file cannot hold {len(tasks)} sub-tasks", where=root, fix=fix)
         return {task: [root] for task in tasks}
     tables = sorted(_tables(root))
     return {task: _of_task(benchmark, root, task, tables) for task in tasks}

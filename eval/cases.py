@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,10 +138,11 @@ def _case(chosen: Benchmark, row: dict, key: str, origin: Origin) -> Case:
         raise DataError(what, where=record.where, fix=f"Compare it with {chosen.repo}") from error
     # Where there is one place only, `missing_media` looks, and for all cases at once.
     visual = record.video(places[0] if len(places) == 1 else _first_there(places, origin.data_path))
+    question = question.replace("<image>", "")  # as published: some models take it for a picture of their own
     sample = record.sample(question, truth, chosen.problem_type, visual, grounding=True)
     kept = {name: row[name] for name in (*chosen.keep, TASK) if name in row}
     tags = tuple(dict.fromkeys(groups.values()))
-    messages = _with_image(sample, chosen.image(row), origin)
+    messages = _with_image(sample, chosen.image(row), chosen.image_mark(), origin)
     if chosen.boxed and chosen.begun:
         messages = [*messages, {"role": "assistant", "content": chosen.begun}]
     return Case(dataclasses.replace(sample, messages=messages, tags=tags), chosen, kept)
@@ -160,6 +162,8 @@ def _check_truth(truth: object) -> None:
     letter, spans = (truth["answer"], truth["segment"]) if isinstance(truth, Mapping) else (truth, None)
     if letter == "":
         raise ValueError("its answer is none of its options")
+    if not isinstance(letter, str | list):
+        raise ValueError(f"its answer {letter!r} is not a text")
     if isinstance(letter, list):
         spans = [letter]
     if spans is not None and not (spans and all(len(span) == 2 for span in spans)):
@@ -176,15 +180,17 @@ def _first_there(places: Sequence[str], folder: str) -> str:
     return next((place for place in places if os.path.exists(os.path.join(folder, place))), places[0])
 
 
-def _with_image(sample: Sample, image: object, origin: Origin) -> list[dict]:
-    """The messages with a picture between the video and the question."""
+def _with_image(sample: Sample, image: object, mark: str, origin: Origin) -> list[dict]:
+    """The messages with a picture wherever the question has the mark, or before the question if there is none."""
     if image is None:
         return sample.messages
     source = os.path.join(origin.data_path, image) if isinstance(image, str) else image
     part = {"type": "image", "image": source} | dataclasses.asdict(origin.image)
     *before, user = sample.messages
-    video, *rest = user["content"]
-    return [*before, user | {"content": [video, part, *rest]}]
+    video, text = user["content"]
+    texts = re.split(mark, text["text"]) if mark else ["", text["text"]]
+    parts = [piece for said in texts for piece in (part, text | {"text": said})][1:]
+    return [*before, user | {"content": [video, *(piece for piece in parts if piece.get("text") != "")]}]
 
 
 def _videos(cases: Sequence[Case]) -> list[int]:

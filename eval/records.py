@@ -73,7 +73,10 @@ def grade_records(records: Sequence[Record], pool: RewardPool, *, profile: Profi
 def judge(record: Record, which: str, profile: Profile) -> tuple[Benchmark, object]:
     """The benchmark of a record, and its score of the record's `first` or `second` answer."""
     chosen = benchmark(record["benchmark"], profile, boxed=record["boxed"])
-    return chosen, chosen.score(record["row"], answer_text(record["text"], which, profile))
+    said = answer_text(record["text"], which, profile)
+    if profile == "paper" and chosen.boxed:  # published answers lack what the prompt has begun for them
+        said = said.removeprefix(chosen.begun)
+    return chosen, chosen.score(record["row"], said)
 
 
 def answer_text(text: str, which: str, profile: Profile) -> str:

@@ -114,6 +114,10 @@ class Benchmark(abc.ABC):
         """A picture shown after the video: bytes, a path, or none."""
         return None
 
+    def image_mark(self) -> str:
+        """A pattern for what the picture takes the place of in the question; "" where it stands before the question."""
+        return ""
+
     @abc.abstractmethod
     def truth(self, row: Row) -> object:
         """The right answer, for people to read and for records to keep."""

@@ -68,9 +68,13 @@ class Choice(Benchmark):
             return strict_letter(said, self.letters, options)
         return first_capital(said, self.letters)
 
+    def expected(self, row: Row) -> str:
+        """What `read` finds in a right answer: the truth, as published with the blanks that may stand around it."""
+        return self.truth(row).strip() if self.profile == "strict" else self.truth(row)
+
     def score(self, record: Row, text: str) -> Score:
         found = self.read(self.boxed_text(text), self.options(record))
-        return Score(float(found == self.truth(record)), prediction=found, groups=self.groups(record))
+        return Score(float(found == self.expected(record)), prediction=found, groups=self.groups(record))
 
     def aggregate(self, scores: Sequence[float]) -> Metrics:
         return {self.headline: percentage(counted(scores))}

@@ -38,7 +38,7 @@ class MMVU(Choice):
         return [text for _, text in sorted(row.get("choices", {}).items()) if text is not None]
 
     def truth(self, row: Row) -> str:
-        return row["answer"].strip()
+        return row["answer"]
 
     def groups(self, row: Row) -> dict[str, str]:
         subject = row["video_path"].split("/")[-2] if "/" in row.get("video_path", "") else ""

@@ -42,6 +42,8 @@ FOLDERS = {
 """Sub-task -> folder of its clips, which are cut already."""
 
 _MARKS = ';/[]"{}()=+\\_->@`,?!<'
+_PERIODS = 32
+"""How many periods are taken out: as published, a flag stands where their number belongs."""
 
 
 @register
@@ -74,6 +76,10 @@ class MVBench(Choice):
     def read(self, said: str, options: Sequence[str] = ()) -> str:
         return super().read(said, options) if self.profile == "strict" else _lone_letter(said)
 
+    def expected(self, row: Row) -> str:
+        """As published, the truth is read like an answer: a letter behind E in lower case."""
+        return self.truth(row) if self.profile == "strict" else _lone_letter(self.truth(row))
+
     def score(self, record: Row, text: str) -> Score:
         score = super().score(record, text)
         # As published, nothing in the box is no answer at all, and leaves the denominator.
@@ -91,14 +97,14 @@ class MVBench(Choice):
 
 
 def _lone_letter(text: str) -> str:
-    """The letter of `B. text`, else the first of a to e that stands alone once punctuation is gone, else the text."""
-    if option := re.match(r"([A-E])\.\s*.", text, re.IGNORECASE):
+    """The letter of `B. text` in one line, else the first of a to e that stands alone without punctuation, else all."""
+    if option := re.match(r"([A-E])\.\s*.+$", text, re.IGNORECASE):
         return option[1].upper()
     line = text.replace("\n", " ").replace("\t", " ").strip()
     plain = line
     for mark in _MARKS:
         touches_space = f"{mark} " in line or f" {mark}" in line or re.search(r"\d,\d", line)
         plain = plain.replace(mark, "" if touches_space else " ")
-    plain = re.sub(r"\.(?!\d)", "", plain).strip("'\"() ").lower()
+    plain = re.sub(r"\.(?!\d)", "", plain, count=_PERIODS).strip("'\"() ").lower()
     found = re.search(r"\b[a-e]\b", plain)
     return found[0].upper() if found else plain

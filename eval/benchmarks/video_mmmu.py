@@ -36,6 +36,7 @@ _IMAGE = "<image 1>"
 
 NOTHING, EMPTY = "No Answer Found.", "API Error"
 """What the published code says where no option is named, and of an empty text, which it leaves out of the score."""
+_NOTHING_SAID = ("", EMPTY)
 
 
 @register
@@ -68,6 +69,10 @@ class VideoMMMU(Choice):
         found = row.get("image") if row.get(TASK) == "Adaptation" else None
         return (found.get("bytes") or found.get("path")) if isinstance(found, dict) else found
 
+    def image_mark(self) -> str:
+        """As published, the picture stands in the text where baselines are asked, and before it for a boxed answer."""
+        return "" if self.boxed else r"<image \d+>"
+
     def options(self, row: Row) -> Sequence[str]:
         """Without letters; as published, the letters that they may begin with are looked for with them."""
         options = row.get("options")
@@ -75,7 +80,7 @@ class VideoMMMU(Choice):
         return options if self.profile == "paper" else [re.sub(r"^[A-J]\.\s*", "", option) for option in options]
 
     def truth(self, row: Row) -> str:
-        return str(row["answer"]).strip()
+        return str(row["answer"])
 
     def groups(self, row: Row) -> dict[str, str]:
         task = {"track": row[TASK].lower()} if TASK in row else {}
@@ -85,7 +90,7 @@ class VideoMMMU(Choice):
     def read(self, said: str, options: Sequence[str] = ()) -> str:
         if self.profile == "strict":
             return super().read(said, options)
-        return _named_option(said, options) if said else EMPTY
+        return EMPTY if said in _NOTHING_SAID else _named_option(said, options)
 
     def score(self, record: Row, text: str) -> Score:
         score = super().score(record, text) if self._is_choice(record) else self._score_open(record, text)
@@ -105,7 +110,7 @@ class VideoMMMU(Choice):
         """As published, a question of type `perception` is parsed as open and compared as a choice: never right."""
         said = self.boxed_text(text)
         right = says_open_answer(said, self.truth(row), self.profile) and row["question_type"] != "perception"
-        prediction = "; ".join(map(str, open_answers(said))) if said else EMPTY
+        prediction = "; ".join(map(str, open_answers(said))) if said not in _NOTHING_SAID else EMPTY
         return Score(float(right), prediction=prediction, groups=self.groups(row))
 
     def _lettered(self, row: Row) -> str:

@@ -31,7 +31,7 @@ class VideoMME(Choice):
         return tuple(f"data/{row['videoID']}{suffix}" for suffix in (".mp4", ".MP4", ".mkv"))
 
     def truth(self, row: Row) -> str:
-        return row["answer"].strip()
+        return row["answer"]
 
     def options(self, row: Row) -> Sequence[str]:
         return [re.sub(r"^[A-D]\.\s*", "", option) for option in row.get("options", ())]

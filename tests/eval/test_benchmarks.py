@@ -61,6 +61,36 @@ def test_mvbench_takes_a_tab_for_a_space_before_it_looks_what_touches_one():
     assert benchmark("mvbench", boxed=False).score(record, "b{c\t{") == 0  # `bc`
 
 
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("B.text\nmore", ""),  # `B. text` is one line; then the period goes, and `Btext` is no letter
+        ("B.\ntext", "B"),
+        ("." * 32 + "D.", "D"),  # the 33rd period stays, but is no letter's neighbour
+        ("." * 40 + "so e.g. a", "E"),  # as do those behind it: `eg` with fewer of them
+        ("so e.g. a", "A"),
+        ("F", "F"),  # compared as `f`
+        ("F. six", ""),
+    ],
+)
+def test_mvbench_reads_odd_texts_as_published(said, letter):
+    options = list("uvwxyz")
+    mvbench = benchmark("mvbench", boxed=False)
+    rows = {own: {"candidates": options, "answer": option} for own, option in zip("ABCDEF", options)}
+    assert [own for own, row in rows.items() if mvbench.score(row, said)] == list(letter)
+
+
+def test_published_letters_are_compared_as_they_stand():
+    row = {"options": LETTERED, "answer": "A "}
+    assert benchmark("videomme").score(row, "A") == 0 and benchmark("videomme", "strict").score(row, "A") == 1
+
+
+@pytest.mark.parametrize("kind", ["multiple-choice", "open"])
+def test_video_mmmu_takes_its_own_mark_of_an_empty_answer_for_one(kind):
+    row = {"question_type": kind, "options": ["x", "y"], "answer": "A"}
+    assert not benchmark("video_mmmu").score(row, "\\boxed{API Error}").counted
+
+
 @pytest.mark.parametrize("row", rows("longvideobench_letter"))
 def test_longvideobench_guesses_where_there_is_no_letter(row):
     record = {f"option{n}": text for n, text in enumerate(("x", "y", "N/A", "N/A", "N/A"))} | {"correct_choice": 1}

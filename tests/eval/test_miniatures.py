@@ -210,6 +210,14 @@ def test_a_picture_stands_between_video_and_question(benchmark_root):
     assert case.sample.messages[0]["content"].endswith("\n")
 
 
+def test_a_baseline_sees_the_picture_where_the_question_names_it(benchmark_root):
+    plain = load_cases(config_of(benchmark_root, "", "video_mmmu", prompt="plain"))
+    video, before, picture, after = plain[0].sample.messages[-1]["content"]
+    assert (video["type"], picture["type"]) == ("video", "image")
+    assert (before["text"], after["text"].partition("\n")[0]) == ("What #0? ", "")
+    assert [part["type"] for part in plain[-1].sample.messages[-1]["content"]] == ["video", "text"]
+
+
 def test_minimal_pairs_begin_the_response(benchmark_root):
     config = config_of(benchmark_root, "", "mvp_mini")
     boxed = load_cases(config)[0].sample.messages
@@ -266,6 +274,13 @@ def test_wrong_layouts_are_told(tmp_path):
         (tmp_path / name).write_text("[]")
     with pytest.raises(DataError, match=r"expected test\*.parquet.*found dev.json, train.json"):
         find_tables(chosen, tmp_path, [""])
+
+
+def test_one_file_holds_one_sub_task(tmp_path):
+    (tmp_path / "all.json").write_text("[]")
+    with pytest.raises(DataError, match=r"one file cannot hold 20 sub-tasks.*tasks=\[action_sequence\]"):
+        find_tables(benchmark("mvbench"), tmp_path / "all.json", benchmark("mvbench").tasks)
+    assert find_tables(benchmark("mvbench"), tmp_path / "all.json", ["moving_count"])
 
 
 def test_another_split_is_not_taken_for_the_one_wanted(tmp_path):

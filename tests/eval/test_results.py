@@ -15,6 +15,7 @@ from videoauto_jax.errors import UsageError
 from videoauto_jax.eval import runner
 from videoauto_jax.eval.config import BenchmarkConfig, EvalConfig
 from videoauto_jax.eval.export import COLUMNS, benchmark_rows, to_csv, to_latex
+from videoauto_jax.eval.records import judge
 from videoauto_jax.eval.results import Results
 from videoauto_jax.sampling.answer import FINISH_REASONS, make_answer
 from videoauto_jax.sampling.sampler import SamplingConfig
@@ -151,3 +152,11 @@ class Outline(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_minimal_pairs_are_judged_without_what_the_prompt_begins():
+    record = {"benchmark": "mvp_mini", "boxed": True, "text": r"\boxed{Answer: A}<think>or b, which"}
+    record["row"] = {"candidates": ["x", "y"], "answer": "y", "video_id": "v_1"}
+    for profile, second in (("paper", "B"), ("strict", "")):  # published, the whole text behind what was begun
+        assert judge(record, "second", profile)[1].prediction == second
+        assert judge(record, "first", profile)[1].prediction == "A"
