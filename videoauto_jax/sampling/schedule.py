@@ -247,14 +247,16 @@ def branch_keys(prompt: Encoded, branches: int, seed: int) -> UInt32[np.ndarray,
 def quorum(table: Table, tokens: int) -> int:
     """Slots that become free before decoding returns to fill them: more wait for longer, fewer are filled together.
 
-    A sixteenth of them; up to a fourth where fewer would leave devices idle: one for each shard, and of prompts so
-    short that one alone would waste its device as many as do not.
+    A sixteenth of them, but one for each shard, as a device without a row would wait, up to a fourth of them; and of
+    prompts so short that one alone would waste its device as many as do not, up to an eighth. A quorum of `q` leaves
+    `(q - 1) / 2` slots empty in the mean.
 
     Args:
         table: the slots.
         tokens: of a prompt, as many as go through the model.
     """
-    together = min(table.slots // 4, table.shards * max(1, FULL // max(tokens, 1)))
+    up_to = lambda part, rows: min(table.slots // part, table.shards * rows)  # noqa: E731
+    together = max(up_to(4, 1), up_to(8, FULL // max(tokens, 1)))
     return max(1, table.slots // 16, _batch_size(together, table) if together else 0)
 
 
