@@ -10,7 +10,7 @@ from videoauto_jax.data.annotations import Sample
 from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.processor import Processor
 from videoauto_jax.distributed import exchange, join, share, together
-from videoauto_jax.errors import ConfigError, VideoAutoError
+from videoauto_jax.errors import ConfigError
 from videoauto_jax.models.qwen_vl import QwenVL
 from videoauto_jax.rewards import RewardPool
 from videoauto_jax.sampling.sampler import Sampler, SamplingConfig
@@ -100,7 +100,7 @@ class Evaluation:
     def _encoded(self, sample: Sample) -> Encoded | None:
         try:
             return self.processor.encode(sample.messages)
-        except VideoAutoError:
+        except Exception:  # decoders raise anything; one damaged file must not end a run
             return None
 
 

@@ -211,9 +211,9 @@ def train_grpo(
     mesh = make_mesh(config.mesh)
     warn_about_rows(config, batch_shards(mesh))
     warn_about_context(mesh, config.data)
-    processor = config.data.processor(config.model)
-    reward = config.reward
-    usable, left_out = usable_samples(config.data, processor, decided_samples(config, force))
+    data, reward = config.data.within_ladder(), config.reward
+    processor = data.processor(config.model)
+    usable, left_out = usable_samples(data, processor, decided_samples(config, force))
     require_graders((sample.problem_type, sample.id) for sample in usable)
     require_graders((name, "reward.functions") for name in reward.functions)
     samples, held_out = hold_out(usable, config.holdout.samples, config.seed)
@@ -223,7 +223,7 @@ def train_grpo(
         if run.finished():
             return True
         pool.warm()
-        drawn = config.data.stream(config.prompts, config.seed)
+        drawn = data.stream(config.prompts, config.seed)
         stream = PromptStream(samples, processor, drawn, skip_log=run.folder / SKIP_LOG, left_out=left_out)
         rounds = config.rounds or config.epochs * len(stream)
         model = load_model(config.model, mesh, config.dtype, param_dtype=config.param_dtype)

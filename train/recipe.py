@@ -249,9 +249,20 @@ class GRPOConfig(RunConfig):
                 where="reward.overlong_buffer",
                 fix=f"It must lie within rollout.max_new_tokens, {self.rollout.max_new_tokens}",
             )
+        self._check_branch_lengths()
         if self.accumulate > 1 and self.loss.top_entropy_quantile < 1:
             fix = "Set one of them to 1: the quantile is taken over the whole update"
             raise ConfigError("accumulate and top_entropy_quantile exclude each other", where="accumulate", fix=fix)
+
+    def _check_branch_lengths(self) -> None:
+        longest = self.rollout.branches // self.subgroups * self.rollout.max_new_tokens
+        if (ladder := self.data.branch_lengths) and max(ladder) < longest:
+            raise ConfigError(
+                f"a row's branches may have {longest} tokens (branches / subgroups * max_new_tokens), the last rung "
+                f"holds {max(ladder)}",
+                where="data.branch_lengths",
+                fix=f"Add a rung of {longest}, or lower rollout.branches or rollout.max_new_tokens",
+            )
 
     def _check_divisions(self) -> None:
         branches = self.rollout.branches

@@ -43,6 +43,8 @@ def test_directory_is_read_in_order_of_names(tmp_path):
         ('{"q": 1}\n3', "a.json:2"),
         ('\ufeff{"q": 1}\n{"q": }', "a.json:2:7"),
         ('\ufeff{"q": }', "a.json:1:7"),
+        pytest.param('{"q": 1}\n{"q": ' + "9" * 5000 + "}", "a.json:2", id="digits"),
+        pytest.param("[" * 100_000, "a.json", id="brackets"),
     ],
 )
 def test_broken_file_names_its_place(tmp_path, text, place):

@@ -51,6 +51,27 @@ def test_loader_agrees_with_upstream(rooted, name):
     assert {s.source for s in samples} == {name} and len({s.id for s in samples}) == len(samples)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "path", "text"),
+    [
+        ("VideoR1", {"path": "../up.png", "data_type": "image", "options": []}, "up.png", "What happens?Options:\n"),
+        ("VIRL", {"image": ["sub/../a.jpg"]}, "m/sub/../a.jpg", "How many?"),
+        ("MMR-VBench", {"options": ["", ""]}, "v/x.mp4", "Why?\nOptions:\n"),
+        ("CG-Bench", {"choices": []}, None, "\nOptions:\n"),
+        ("CG-Bench", {"choices": [3, 4.5, "x"]}, None, "\nOptions:\nA. 3\nB. 4.5\nC. x"),
+        ("TVBench", {"candidates": [3, 1.0], "answer": 1}, None, "\nA. 3\nB. 1.0\n"),
+    ],
+)
+def test_odd_records_as_upstream_reads_them(rooted, tmp_path, name, change, path, text):
+    case = rooted[name]
+    annotations = case["annotations"]
+    (annotations["action_sequence.json"] if name == "TVBench" else annotations)[0] |= change
+    sample = load_datasets([name], {name: place(case)}, None, keep_missing=True)[0]
+    assert sample.messages[0]["content"][1]["text"].endswith(text + "\nPut your final answer in \\boxed{}.")
+    assert path is None or sample.media == f"{tmp_path}/{path}"
+    assert name != "TVBench" or sample.answer == "B"
+
+
 def test_fixed_frame_count_replaces_the_rate(rooted):
     video = VideoBudget(nframes=32)
     samples = load_datasets(["VideoR1"], {"VideoR1": place(rooted["VideoR1"])}, None, video=video)
@@ -105,6 +126,7 @@ def test_unknown_names_get_the_nearest():
         ("STI-Bench", {"Candidates": ["1 m"]}, "'Candidates' must be an object"),
         ("TimeR1", {"timestamp": "3-9"}, "'timestamp' must be"),
         ("TVBench", {"candidates": [str(n) for n in range(27)], "answer": "26"}, "'candidates' must be .* 26 options"),
+        ("CG-Bench", {"choices": [True]}, "'choices' must be a list of strings or numbers"),
         ("CG-Bench", {"choices": ["x"] * 27}, "'choices' must be .* at most 26 options"),
     ],
 )
@@ -168,6 +190,7 @@ def test_a_question_with_options_needs_no_problem_type(tmp_path):
         ({"answer": 5}, "5"),
         ({"answer": 0.00001, "problem_type": "math"}, "0.00001"),
         ({"answer": 7, "options": ["6", "7"]}, "B"),
+        ({"answer": 7, "options": [6, 7]}, "B"),
         ({"answer": "(b)", "options": ["6", "7"]}, "(b)"),
         ({"answer": None, "problem_type": "my_module:grade"}, None),
     ],

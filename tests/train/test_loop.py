@@ -279,6 +279,10 @@ def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
         ({"holdout": HoldoutConfig(samples=1, every=0)}, "every is 0 .holdout.every"),
         ({"trainable": TrainableConfig(vision=True)}, "vision tower does not train with GRPO"),
         ({"advantage": "rank"}, "rank"),
+        (
+            {"rollout": RolloutConfig(branches=4, max_new_tokens=65)},
+            "may have 260 tokens .branches / subgroups . max_new_tokens., the last rung holds 256 .data.branch_lengths",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config, **changes)
@@ -293,6 +297,13 @@ def test_a_recipe_that_cannot_work_is_refused(tiny_folder, data, tmp_path):
     with pytest.raises(ConfigError, match="visuals with their questions do not fill one batch of 99 .rows.. Set rows"):
         train_sft(recipe("sft", tiny_folder, data, tmp_path / "run", rows=99))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_beyond_the_ladder_is_skipped_by_name(tiny_folder, data, tmp_path):
+    short = dataclasses.replace(data, prompt_lengths=(8,))
+    assert (short.within_ladder().max_prompt_tokens, data.max_prompt_tokens) == (8, 8192)
+    with pytest.raises(DataError, match="samples in a row.*a prompt has .* tokens .*, 8 are allowed"):
+        train_grpo(recipe("grpo", tiny_folder, short, tmp_path / "run"))
 
 
 def test_an_unknown_problem_type_is_told_before_the_folder_is_claimed(tiny_folder, data, tmp_path):

@@ -14,7 +14,7 @@ from videoauto_jax.models.inputs import ModelInputs
 from videoauto_jax.rewards import FALLBACK_BONUS, RewardPool, Rewards
 from videoauto_jax.sampling.answer import make_answer
 from videoauto_jax.sharding import MeshConfig, make_mesh
-from videoauto_jax.train.evaluation import hold_out
+from videoauto_jax.train.evaluation import Evaluation, hold_out
 from videoauto_jax.train.flops import group_forward_flops, group_update_flops
 from videoauto_jax.train.groups import pack_groups
 from videoauto_jax.train.journal import (
@@ -187,6 +187,14 @@ def test_held_out_samples_share_no_visual_with_the_others():
     assert len(held) == 5 and not {s.media or s.id for s in kept} & {s.media or s.id for s in held}
     assert hold_out(samples, 5, seed=1) == (kept, held) != hold_out(samples, 5, seed=2)
     assert hold_out(samples, 0, seed=1) == (samples, [])
+
+
+def test_a_held_out_sample_that_breaks_its_decoder_ends_nothing():
+    def encode(messages):
+        raise RuntimeError("what decoders raise")
+
+    evaluation = SimpleNamespace(processor=SimpleNamespace(encode=encode))
+    assert Evaluation._encoded(evaluation, Sample([], "A", "exact_match", "toy", "toy/1")) is None
 
 
 def test_operations_of_a_forward_pass():

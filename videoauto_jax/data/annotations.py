@@ -181,8 +181,9 @@ class Record:
 
 def is_interval(value: object) -> bool:
     """Whether `value` is a pair of finite numbers."""
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(bound) for bound in value)
+    return isinstance(value, list) and len(value) == 2 and all(is_number(bound) for bound in value)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -182,7 +182,7 @@ class Processor:
             raise DataError(
                 f"a prompt has {len(token_ids)} tokens ({visual} of them visual), {self.max_prompt_tokens} are allowed",
                 where=_describe(messages),
-                fix="Lower total_pixels, max_pixels or max_frames, or raise max_prompt_tokens",
+                fix="Lower total_pixels, max_pixels or max_frames, or raise max_prompt_tokens (with prompt_lengths)",
             )
 
 

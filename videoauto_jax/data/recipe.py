@@ -31,7 +31,8 @@ class DataConfig:
         video_prompt, position_convention, resize, video_reader: how prompts are made, see `data.processor.Processor`.
         workers: processes (training) or threads (evaluation) that decode and encode.
         prefetch: batches kept ready.
-        prompt_lengths: ladder of padded prompt lengths; null: powers of two and half-way steps.
+        prompt_lengths: ladder of padded prompt lengths; null: powers of two and half-way steps. Longer prompts than its
+            last are skipped by name by GRPO.
         patch_counts: the same for the packed patches of a batch.
         branch_lengths: the same for the branches' part of group rows.
     """
@@ -88,6 +89,13 @@ class DataConfig:
         """
         names = ("max_prompt_tokens", "video_prompt", "position_convention", "resize", "video_reader")
         return load_processor(model, **{name: getattr(self, name) for name in names})
+
+    def within_ladder(self) -> "DataConfig":
+        """The same without prompts that the last of `prompt_lengths` does not hold: they are skipped by name too."""
+        if self.prompt_lengths is None:
+            return self
+        longest = max(self.prompt_lengths)
+        return dataclasses.replace(self, max_prompt_tokens=min(longest, self.max_prompt_tokens or longest))
 
     def stream(self, batch_size: int, seed: int) -> StreamConfig:
         """How this data is drawn in training batches; it never ends, the run's length does."""

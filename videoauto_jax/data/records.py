@@ -9,6 +9,8 @@ from videoauto_jax.errors import DataError
 
 SUFFIXES = (".json", ".jsonl")
 
+_BEYOND = (ValueError, RecursionError)  # sound JSON that Python does not take: thousands of digits or of brackets
+
 
 def read_records(path: str | Path) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Every record of an annotation file, or of every file of a directory in the order of their names.
@@ -62,6 +64,8 @@ def _items(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         records = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"broken JSON: {error.msg}", where=f"{file}:{error.lineno}:{error.colno}") from None
+    except _BEYOND as error:
+        raise DataError(f"JSON that cannot be read: {error}", where=file) from None
     for number, record in enumerate(records, start=1):
         yield f"{file}, record {number}", record
 
@@ -76,3 +80,5 @@ def _lines(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             fix = "Each line must be one JSON object, or the whole file one JSON list."
             raise DataError(f"broken JSON: {error.msg}", where=f"{file}:{number}:{error.colno}", fix=fix) from None
+        except _BEYOND as error:
+            raise DataError(f"JSON that cannot be read: {error}", where=f"{file}:{number}") from None

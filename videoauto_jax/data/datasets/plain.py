@@ -25,13 +25,14 @@ def plain(record: Record) -> Sample:
         if not is_interval(record["answer"]) and not are_segments(record["answer"]):
             raise record.wrong("answer", "[start, end] in seconds, or a list of them")
         return record.sample(grounding_prompt(question), record["answer"], kind, visual, grounding=True)
-    options = lettered(option_texts(record, "options")) if "options" in record.data or kind == "gqa" else ""
+    texts = option_texts(record, "options") if "options" in record.data or kind == "gqa" else []
+    options = lettered(texts)
     if kind == "gqa":
         answer = {"answer": record.text("answer"), "segment": segments(record, "segments")}
         return record.sample(grounded_qa_prompt(question, options), answer, kind, visual, grounding=True)
     answer = _text(record, kind)
     if options:
-        answer = letter_of(answer, record["options"])
+        answer = letter_of(answer, texts)
         _check_option(record, answer, kind)
     return record.sample(f"{question}\nOptions:\n{options}" if options else question, answer, kind, visual)
 

@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 
-from videoauto_jax.data.annotations import Record, Sample
+from videoauto_jax.data.annotations import Record, Sample, is_number
 from videoauto_jax.data.datasets.registry import dataset
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -37,10 +37,10 @@ def long_video_reason(record: Record) -> Sample:
 @dataset("TVBench")
 def tvbench(record: Record) -> Sample:
     """One file per task; a task's videos lie in the folder of its name, and two tasks cut segments."""
-    candidates, answer = option_texts(record, "candidates"), record.text("answer")
+    candidates, texts, answer = record["candidates"], option_texts(record, "candidates"), record["answer"]
     if answer not in candidates:
         raise record.wrong("answer", "one of the candidates")
-    question = f"Question: {record.text('question')}\nOptions:\n{lettered(candidates)}\n"
+    question = f"Question: {record.text('question')}\nOptions:\n{lettered(texts)}\n"
     segment = (record["start"], record["end"]) if record.group in _SEGMENTED_TASKS else ()
     video = record.video(os.path.join(record.group, record.text("video")), *segment)
     return record.sample(question, string.ascii_uppercase[candidates.index(answer)], "exact_match", video)
@@ -65,7 +65,7 @@ def mmr_vbench(record: Record) -> Sample:
     if len(correct) < 2:
         raise record.wrong("correctAnswer", "a letter in parentheses")
     options = [f"{option[1:2]}.{option[3:]}" for option in record.texts("options") if option]
-    question = "\n".join([record.text("question"), "Options:", *options])
+    question = f"{record.text('question')}\nOptions:\n" + "\n".join(options)
     return record.sample(question, correct[1], "exact_match", record.video(record.text("video")))
 
 
@@ -84,11 +84,13 @@ def tagged_answer(text: str) -> str | None:
 
 
 def option_texts(record: Record, field: str) -> list[str]:
-    """A field that lists the texts of options, one for each letter at most."""
-    found = record.texts(field)
+    """A field that lists the texts of options, one for each letter at most; a number stands for its digits."""
+    found = record[field]
+    if not isinstance(found, list) or not all(isinstance(item, str) or is_number(item) for item in found):
+        raise record.wrong(field, "a list of strings or numbers")
     if len(found) > len(string.ascii_uppercase):
         raise record.wrong(field, f"a list of at most {len(string.ascii_uppercase)} options")
-    return found
+    return [str(item) for item in found]
 
 
 def lettered(options: Iterable[str], form: str = "{}. {}") -> str:
@@ -107,5 +109,6 @@ def _video_r1_visual(record: Record) -> dict:
     if record.text("data_type") == "video":
         return record.video(path)
     if record.text("data_type") == "image":
-        return record.image(os.path.normpath(path))
+        part = record.image(path)
+        return part | {"image": os.path.normpath(part["image"])}  # as upstream, which does so in this set only
     raise record.wrong("data_type", "'video' or 'image'")
