@@ -118,6 +118,9 @@ def test_bad_plans_are_named():
         plan_video(1, 30.0, 64, 64)
     with pytest.raises(MediaError, match="cannot sample 12 frames from 10"):
         frame_count({"nframes": 12}, 10, 30.0)
+    with pytest.raises(MediaError, match="cannot sample .* frames from 10"):
+        frame_count({"nframes": float("inf")}, 10, 30.0)
+    assert frame_count({"min_frames": float("inf")}, 11, 30.0) == 10
     with pytest.raises(DataError, match="both nframes and fps"):
         frame_count({"nframes": 4, "fps": 2.0}, 100, 30.0)
     with pytest.raises(DataError, match="video_start='0:10'"):

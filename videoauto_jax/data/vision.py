@@ -19,6 +19,7 @@ MAX_ASPECT_RATIO = 200
 IMAGE_TOKENS = (4, 16384)  # fewest and most tokens of an image that states no budget
 VIDEO_FRAME_TOKENS = (128, 768)  # the same for one frame of a video
 VIDEO_TOTAL_TOKENS = 128_000 * 0.9  # and for all temporal patches of a video
+_ENDLESS = 2**52  # more frames than any video has, for infinity is no whole number
 DEFAULT_FPS, DEFAULT_MIN_FRAMES, DEFAULT_MAX_FRAMES = 2.0, 4, 768
 
 
@@ -105,11 +106,11 @@ def frame_count(visual: Mapping, total_frames: int, video_fps: float) -> int:
     if visual.get("nframes") is not None:
         if visual.get("fps") is not None:
             raise DataError("a video states both nframes and fps", where=_name(visual), fix="Keep one of them")
-        count = round(positive(visual, "nframes", 0) / FRAME_FACTOR) * FRAME_FACTOR
+        count = round(min(positive(visual, "nframes", 0), _ENDLESS) / FRAME_FACTOR) * FRAME_FACTOR
     else:
         # 0 is how people say that they want no minimum.
         fewest = 0 if visual.get("min_frames") == 0 else positive(visual, "min_frames", DEFAULT_MIN_FRAMES)
-        least = math.ceil(fewest / FRAME_FACTOR) * FRAME_FACTOR
+        least = math.ceil(min(fewest, _ENDLESS) / FRAME_FACTOR) * FRAME_FACTOR
         most = positive(visual, "max_frames", min(DEFAULT_MAX_FRAMES, total_frames)) // FRAME_FACTOR * FRAME_FACTOR
         wanted = total_frames / video_fps * positive(visual, "fps", DEFAULT_FPS)
         count = math.floor(min(max(wanted, least), most, total_frames) / FRAME_FACTOR) * FRAME_FACTOR
