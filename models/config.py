@@ -215,17 +215,34 @@ def _contradictions(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
             value = getattr(part, field.name)
             if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 yield f"{field.name} of {type(part).__name__} is {value!r}, not a whole number above 0"
+            if field.type is float and not (isinstance(value, int | float) and value > 0):
+                yield f"{field.name} of {type(part).__name__} is {value!r}, not a number above 0"
+    yield from _wrong_lists(text, vision)
     if sum(text.mrope_section) * 2 != text.head_dim:
         yield f"mrope_section {list(text.mrope_section)} does not sum to head_dim / 2 = {text.head_dim // 2}"
     if text.num_heads % text.num_kv_heads or vision.hidden_size % vision.num_heads:
         groups = f"{text.num_heads} by {text.num_kv_heads} key/value heads, {vision.hidden_size} by {vision.num_heads}"
         yield f"heads do not divide: {groups} in the vision tower"
+    if vision.head_dim % 4:
+        yield f"heads of {vision.head_dim} in the vision tower: their rotation by row and column needs a multiple of 4"
     if text.experts and text.experts.chosen > text.experts.count:
         yield f"{text.experts.chosen} of {text.experts.count} experts cannot be chosen"
     if any(tap not in range(vision.depth) for tap in vision.deepstack_layers):
         yield f"deepstack_visual_indexes {list(vision.deepstack_layers)} are not all of the {vision.depth} blocks"
     if isinstance(vision, Qwen2_5VisionConfig) and not vision.window_patches:
         yield f"window_size {vision.window_size} holds not one token of {vision.merge_size * vision.patch_size} pixels"
+
+
+def _wrong_lists(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
+    whole = lambda values: all(isinstance(value, int) for value in values)  # noqa: E731
+    if len(text.mrope_section) != 3 or not whole(text.mrope_section) or min(text.mrope_section) < 0:
+        yield f"mrope_section {list(text.mrope_section)} is not three whole numbers"
+    for name in ("image_mean", "image_std"):
+        values = getattr(vision, name)
+        if len(values) != vision.in_channels or not all(isinstance(value, int | float) for value in values):
+            yield f"{name} {list(values)} is not one number for each of {vision.in_channels} channels"
+    if isinstance(vision, Qwen2_5VisionConfig) and not whole(vision.full_attention_layers):
+        yield f"fullatt_block_indexes {list(vision.full_attention_layers)} are not numbers of blocks"
 
 
 def _text(facts: dict, outer: dict, family: str) -> TextConfig:

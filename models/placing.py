@@ -55,8 +55,8 @@ def place(row: Row, tensors: list[StoredTensor], wanted: jax.ShapeDtypeStruct, m
 
 def _place_small(row: Row, tensors: list[StoredTensor], wanted: jax.ShapeDtypeStruct, mesh: Mesh | None) -> jax.Array:
     """A parameter no larger than a piece, put together on the host: a program for it would take longer to compile."""
-    layers = [row.turned(tensor.read()) for tensor in tensors]
-    array = (np.stack(layers) if row.stacked else layers[0]).astype(wanted.dtype)
+    layers = [row.turned(tensor.read()).astype(wanted.dtype) for tensor in tensors]
+    array = np.stack(layers) if row.stacked else layers[0]
     if mesh is None:
         return jnp.asarray(array)
     where = NamedSharding(mesh, parameter_spec(row.path, array.shape, mesh))

@@ -12,7 +12,7 @@ after the largest position used (Qwen2-VL paper, section 2.1). The two conventio
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from videoauto_jax.errors import DataError
 
-Family = Literal["qwen3_vl", "qwen2_5_vl"]
+Family = Literal["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"]
 Convention = Literal["upstream", "hf"]
 Grid = Sequence[int]
 
@@ -50,8 +50,11 @@ def mrope_positions(
         int32 positions; the token behind the last one takes `next_position`.
 
     Raises:
-        DataError: the placeholders of the tokens are not those of the grids.
+        DataError: the placeholders of the tokens are not those of the grids, or there is no such family or convention.
     """
+    for option, choices in ((family, Family), (convention, Convention)):
+        if option not in get_args(choices):
+            raise DataError(f"positions of {option!r} are not known", fix=f"Use one of {', '.join(get_args(choices))}")
     token_ids = np.asarray(token_ids)
     slots = np.flatnonzero((token_ids == image_token_id) | (token_ids == video_token_id))
     is_video = token_ids[slots] == video_token_id
@@ -130,7 +133,7 @@ def _blocks(is_video, grids, family, convention, seconds, area, tokens_per_secon
         time, height, width = (int(n) for n in grid)
         moving = used < len(is_video) and is_video[used]
         used += time * height * width // area
-        if family == "qwen3_vl":
+        if family != "qwen2_5_vl":
             yield from itertools.repeat((np.zeros(1, int), height, width), time)
             continue
         interval = next(seconds) if moving else 0.0

@@ -329,3 +329,20 @@ def test_bad_folders_are_named(qwen_folder, tmp_path):
     broken.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     with pytest.raises(ModelError, match="does not place the visuals"):
         broken.encode(user({"type": "image", "image": Image.new("RGB", (64, 64))}))
+
+
+def test_a_template_named_default(qwen_folder, tmp_path):
+    folder = shutil.copytree(qwen_folder, tmp_path / "copy")
+    template, facts = folder / "chat_template.jinja", json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": "other", "template": "no"}, {"name": "default", "template": template.read_text()}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(facts | {"chat_template": named}))
+    template.unlink()
+    assert load_processor(folder).chat_template == load_processor(qwen_folder).chat_template
+
+
+def test_tokens_without_an_embedding_are_named(qwen_folder, tmp_path):
+    folder = shutil.copytree(qwen_folder, tmp_path / "copy")
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {"text_config": {"vocab_size": 300}}))
+    with pytest.raises(ModelError, match=r"tokenizer has \d+ tokens, config\.json states embeddings for 300"):
+        load_processor(folder)

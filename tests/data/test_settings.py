@@ -89,6 +89,20 @@ def test_a_stated_maximum_lowers_the_default_minimum(tmp_path):
         ({"config": "{"}, "broken JSON"),
         ({"config": "[]"}, "not a JSON object"),
         ({"config": {"model_type": "llama"}}, "model type 'llama' is not supported"),
+        ({"config": {"model_type": ["qwen3_vl"]}}, "is not supported"),
+        ({"config": {"model_type": "qwen3_vl", "vision_config": [1]}}, r"vision_config is \[1\], not an object"),
+        (
+            {"config": {"model_type": "qwen3_vl"}, "preprocessor_config": {"size": 65536}},
+            "size is 65536, not an object",
+        ),
+        (
+            {"config": {"model_type": "qwen3_vl"}, "preprocessor_config": {"max_pixels": "65536"}},
+            "max_pixels of images is '65536', not a whole number",
+        ),
+        (
+            {"config": {"model_type": "qwen2_5_vl", "vision_config": {"tokens_per_second": "2"}}},
+            "tokens_per_second is '2', not a whole number",
+        ),
         (
             {"config": {"model_type": "qwen3_vl"}, "preprocessor_config": {"patch_size": 14}},
             "patch_size is 14 .* and 16",

@@ -106,17 +106,35 @@ def test_a_list_of_frames():
         plan_frames(0, 64, 64)
 
 
+def test_no_fewest_frames():
+    assert frame_count({"min_frames": 0, "fps": 0.1}, 600, 30.0) == 2
+    assert frame_count({"min_frames": 0, "fps": 1}, 300, 30.0) == 10
+    with pytest.raises(DataError, match="min_frames=-2 is not a positive number"):
+        frame_count({"min_frames": -2}, 600, 30.0)
+
+
 def test_bad_plans_are_named():
     with pytest.raises(MediaError, match="cannot sample 0 frames from 1"):
         plan_video(1, 30.0, 64, 64)
     with pytest.raises(MediaError, match="cannot sample 12 frames from 10"):
         frame_count({"nframes": 12}, 10, 30.0)
+    with pytest.raises(MediaError, match="cannot sample .* frames from 10"):
+        frame_count({"nframes": float("inf")}, 10, 30.0)
+    assert frame_count({"min_frames": float("inf")}, 11, 30.0) == 10
     with pytest.raises(DataError, match="both nframes and fps"):
         frame_count({"nframes": 4, "fps": 2.0}, 100, 30.0)
     with pytest.raises(DataError, match="video_start='0:10'"):
         frame_range({"video_start": "0:10"}, 100, 30.0)
     with pytest.raises(DataError, match="fps=-1"):
         frame_count({"fps": -1, "video": "a.mp4"}, 100, 30.0)
+    for frames, rate in ((0, 30.0), (-1, 30.0), (100, 0.0), (100, -1.0), (100, float("nan"))):
+        for plan in (frame_range, lambda visual, *clock: plan_video(*clock, 64, 64, visual)):
+            with pytest.raises(MediaError, match=rf"{frames} frames at {rate} .*cannot be sampled \(a\.mp4\)"):
+                plan({"video": "a.mp4"}, frames, rate)
+    with pytest.raises(MediaError, match="100 frames at 0 frames per second"):
+        frame_count({}, 100, 0)
+    with pytest.raises(MediaError, match="max_pixels=0 leaves no pixel"):
+        smart_resize(64, 64, 28, 0, 0)
     with pytest.raises(MediaError, match="max_pixels=100 is below min_pixels=4096"):
         plan_image(64, 64, {"max_pixels": 100})
     with pytest.raises(MediaError, match=r"leaves no patch .*long\.png"):

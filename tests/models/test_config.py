@@ -30,6 +30,9 @@ def facts(folder):
         (lambda f: with_text(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope type 'yarn'"),
         (lambda f: with_text(f, rope_parameters={"mrope_section": [4, 2, 1], "rope_theta": 1e6}), "mrope_section"),
         (lambda f: with_text(f, rope_parameters="default"), "fact of a wrong kind"),
+        (lambda f: with_text(f, rope_parameters={"mrope_section": "16", "rope_theta": 1e6}), "not three whole numbers"),
+        (lambda f: with_text(f, rms_norm_eps="1e-6"), "norm_eps of TextConfig is '1e-6', not a number above 0"),
+        (lambda f: with_vision(f, hidden_size=36), "heads of 18 in the vision tower: .* a multiple of 4"),
         (lambda f: with_text(f, num_attention_heads=0), "num_heads of TextConfig is 0"),
         (lambda f: with_text(f, num_hidden_layers=2.5), "num_layers of TextConfig is 2.5, not a whole number"),
         (lambda f: with_text(f, num_attention_heads=3), "heads do not divide: 3 by 2"),
@@ -95,6 +98,10 @@ def test_pixels_are_normalised_as_the_processor_file_says(checkpoint, tmp_path):
 def test_experts_and_windows_that_cannot_be_are_named(checkpoint):
     with pytest.raises(ModelError, match="99 of 8 experts cannot be chosen"):
         parse_config(with_text(facts(checkpoint("qwen3_vl_moe")), num_experts_per_tok=99))
+    with pytest.raises(ModelError, match=r"fullatt_block_indexes \['7'\] are not numbers"):
+        parse_config(with_vision(facts(checkpoint("qwen2_5_vl")), fullatt_block_indexes="7"))
+    with pytest.raises(ModelError, match=r"image_std \[0\.5\] is not one number for each of 3 channels"):
+        parse_config(facts(checkpoint("qwen2_5_vl")), {"image_std": [0.5]})
     with pytest.raises(ModelError, match="window_size 20 holds not one token of 28 pixels"):
         parse_config(with_vision(facts(checkpoint("qwen2_5_vl")), window_size=20))
 

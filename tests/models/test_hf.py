@@ -53,6 +53,14 @@ def test_import_then_export_keeps_every_bit(tied, dtype, tiny_folder, untied_fol
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
 
 
+def test_layers_of_several_dtypes(tiny_folder, tmp_path):
+    source, names = shutil.copytree(tiny_folder, tmp_path / "source"), ("float16", "bfloat16", "float32")
+    tensors = {key: tensor.astype(names[i % 3]) for i, (key, tensor) in enumerate(tensors_of(source).items())}
+    write_tensors(tensors, source)
+    save_model(load_model(source, dtype="float32"), tmp_path / "out", like=source, dtype="like")
+    same_bits(tensors_of(tmp_path / "out"), tensors)
+
+
 def test_several_shards(tiny_folder, tmp_path):
     model = load_model(tiny_folder, dtype="float32")
     save_model(model, tmp_path, like=tiny_folder, max_shard_size="100KB")

@@ -127,3 +127,12 @@ def test_placeholders_that_do_not_fit_are_refused():
         mrope_positions(np.array([IMAGE, IMAGE, 3, IMAGE, IMAGE]), [(1, 4, 4)])
     with pytest.raises(DataError, match="more visuals than grids"):
         mrope_batch(tokens[None], np.ones((1, 7)), [], [])
+
+
+def test_families_and_conventions_by_name():
+    tokens = np.array([1, START, VIDEO, END, 3, START, VIDEO, END, 4])
+    dense, experts = (mrope_positions(tokens, [(2, 2, 2)], family=name) for name in ("qwen3_vl", "qwen3_vl_moe"))
+    np.testing.assert_array_equal(dense, experts)
+    for wrong in ({"family": "qwen2_vl"}, {"convention": "stock"}):
+        with pytest.raises(DataError, match="positions of .* are not known.*Use one of"):
+            mrope_positions(tokens, [(2, 2, 2)], **wrong)

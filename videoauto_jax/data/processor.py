@@ -17,7 +17,7 @@ from videoauto_jax.data.encoding import Encoded
 from videoauto_jax.data.patches import concatenate_vision
 from videoauto_jax.data.resize import ResizeMode
 from videoauto_jax.data.settings import VisionSettings, read_settings
-from videoauto_jax.data.tokenizer import chat_template, load_tokenizer
+from videoauto_jax.data.tokenizer import chat_template, check_vocabulary, load_tokenizer
 from videoauto_jax.data.visuals import ReaderName, Visual, load_visual
 from videoauto_jax.data.windows import token_rows
 from videoauto_jax.errors import ConfigError, DataError, ModelError
@@ -99,6 +99,7 @@ class Processor:
         folder = resolve_folder(path)
         settings = read_settings(folder)
         tokenizer = load_tokenizer(folder)
+        check_vocabulary(folder, tokenizer)
         return cls(tokenizer, settings, chat_template(folder, tokenizer), **options)
 
     def __call__(self, conversations: Sequence[Messages]) -> ModelInputs:

@@ -71,14 +71,18 @@ def read_settings(folder: Path) -> VisionSettings:
     config = read_json(folder / "config.json")
     if config is None:
         raise ModelError("no config.json", where=folder, fix="Give the folder of a Qwen-VL checkpoint")
-    family = FAMILIES.get(config.get("model_type"))
+    name = config.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise ModelError(
-            f"model type {config.get('model_type')!r} is not supported",
+            f"model type {name!r} is not supported",
             where=folder / "config.json",
             fix=f"Use one of {', '.join(FAMILIES)}",
         )
     images = read_image_facts(folder)
+    for part, facts in (("vision_config", config), ("text_config", config), ("size", images)):
+        if not isinstance(facts.get(part) or {}, dict):
+            raise ModelError(f"{part} is {facts[part]!r}, not an object", where=folder, fix=_OWN)
     vision = {**_DEFAULTS[family], **(config.get("vision_config") or {})}
     _check_sizes(vision, folder)
     _check_patches(vision, images, folder)
@@ -90,22 +94,26 @@ def read_settings(folder: Path) -> VisionSettings:
         position_side=_side(vision.get("num_position_embeddings", 0), folder),
         window=vision["window_size"] // (vision["patch_size"] * merge_size),
         tokens_per_second=vision.get("tokens_per_second", 0),
-        image_budget=_image_budget(images),
+        image_budget=_image_budget(images, folder),
         token_ids=_token_ids(config, folder),
     )
 
 
-def _image_budget(images: dict) -> Mapping[str, int]:
+def _image_budget(images: dict, folder: Path) -> Mapping[str, int]:
     size = images.get("size") or {}
     found = {
         "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
         "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
     }
+    for key, value in found.items():
+        if value and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ModelError(f"{key} of images is {value!r}, not a whole number", where=folder, fix=_OWN)
     return {key: value for key, value in found.items() if value}
 
 
 def _check_sizes(vision: dict, folder: Path) -> None:
-    least = {"patch_size": 1, "spatial_merge_size": 1, "num_position_embeddings": 0, "window_size": 0}
+    least = {"patch_size": 1, "spatial_merge_size": 1}
+    least |= dict.fromkeys(("num_position_embeddings", "window_size", "tokens_per_second"), 0)
     for key, smallest in least.items():
         value = vision.get(key, smallest)
         if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
@@ -115,7 +123,7 @@ def _check_sizes(vision: dict, folder: Path) -> None:
 
 def _check_patches(vision: dict, images: dict, folder: Path) -> None:
     for ours, theirs in (("patch_size", "patch_size"), ("spatial_merge_size", "merge_size")):
-        if ours in vision and images.get(theirs, vision[ours]) != vision[ours]:
+        if ours in vision and images.get(theirs) not in (None, vision[ours]):
             raise ModelError(
                 f"{theirs} is {images[theirs]} for the image processor and {vision[ours]} for the model",
                 where=folder,

@@ -27,7 +27,8 @@ def load_tokenizer(folder: Path):
 
 
 def chat_template(folder: Path, tokenizer) -> str:
-    """chat_template.jinja, else the chat_template.json of older hub folders, else the tokenizer's own.
+    """chat_template.jinja, else the chat_template.json of older hub folders, else the tokenizer's own; of several by
+    name that named `default`.
 
     Raises:
         ModelError: there is none.
@@ -36,6 +37,20 @@ def chat_template(folder: Path, tokenizer) -> str:
     if jinja.exists():
         return jinja.read_text(encoding="utf-8")
     template = (read_json(folder / "chat_template.json") or {}).get("chat_template") or tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
     if not isinstance(template, str):
         raise ModelError("no chat template", where=folder, fix="Add the checkpoint's chat_template.jinja")
     return template
+
+
+def check_vocabulary(folder: Path, tokenizer) -> None:
+    """Every token has an embedding.
+
+    Raises:
+        ModelError: config.json states fewer; the model would take another token's for the last ones, and say nothing.
+    """
+    config = read_json(folder / "config.json") or {}
+    size = (config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size")
+    if isinstance(size, int) and len(tokenizer) > size:
+        what = f"the tokenizer has {len(tokenizer)} tokens, config.json states embeddings for {size}"
+        raise ModelError(what, where=folder, fix="Use the tokenizer and the config.json of one checkpoint")

@@ -162,11 +162,12 @@ class VideoReader:
                 self._suspect = True
                 continue
             if packet.is_keyframe:
-                keys.append((packet.pts, packet.dts))
+                # Matroska states no order of decoding: that of its first frames may be unknown.
+                keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             if not packet.is_discard:
                 shown.append(packet.pts)
                 durations[packet.pts] = packet.duration or 0
-        self._counted = self._unstamped() or None in shown or any(None in key for key in keys)
+        self._counted = self._unstamped() or None in shown or any(pts is None for pts, _ in keys)
         if self._counted:
             shown, keys, durations = range(len(shown)), [(0, 0)], {}
         self._keys = sorted(keys) or [(min(shown, default=0),) * 2]

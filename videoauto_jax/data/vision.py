@@ -19,6 +19,7 @@ MAX_ASPECT_RATIO = 200
 IMAGE_TOKENS = (4, 16384)  # fewest and most tokens of an image that states no budget
 VIDEO_FRAME_TOKENS = (128, 768)  # the same for one frame of a video
 VIDEO_TOTAL_TOKENS = 128_000 * 0.9  # and for all temporal patches of a video
+_ENDLESS = 2**52  # more frames than any video has, for infinity is no whole number
 DEFAULT_FPS, DEFAULT_MIN_FRAMES, DEFAULT_MAX_FRAMES = 2.0, 4, 768
 
 
@@ -99,14 +100,17 @@ def frame_count(visual: Mapping, total_frames: int, video_fps: float) -> int:
 
     Raises:
         DataError: both `fps` and `nframes` are given, or one of them is not a positive number.
-        MediaError: there are fewer frames than asked for, or fewer than two.
+        MediaError: there are fewer frames than asked for, or fewer than two, or the video's rate is not positive.
     """
+    _check_clock(visual, max(total_frames, 1), video_fps)
     if visual.get("nframes") is not None:
         if visual.get("fps") is not None:
             raise DataError("a video states both nframes and fps", where=_name(visual), fix="Keep one of them")
-        count = round(positive(visual, "nframes", 0) / FRAME_FACTOR) * FRAME_FACTOR
+        count = round(min(positive(visual, "nframes", 0), _ENDLESS) / FRAME_FACTOR) * FRAME_FACTOR
     else:
-        least = math.ceil(positive(visual, "min_frames", DEFAULT_MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
+        # 0 is how people say that they want no minimum.
+        fewest = 0 if visual.get("min_frames") == 0 else positive(visual, "min_frames", DEFAULT_MIN_FRAMES)
+        least = math.ceil(min(fewest, _ENDLESS) / FRAME_FACTOR) * FRAME_FACTOR
         most = positive(visual, "max_frames", min(DEFAULT_MAX_FRAMES, total_frames)) // FRAME_FACTOR * FRAME_FACTOR
         wanted = total_frames / video_fps * positive(visual, "fps", DEFAULT_FPS)
         count = math.floor(min(max(wanted, least), most, total_frames) / FRAME_FACTOR) * FRAME_FACTOR
@@ -125,8 +129,9 @@ def frame_range(visual: Mapping, total_frames: int, video_fps: float) -> tuple[i
 
     Raises:
         DataError: one of the two is not a number.
-        MediaError: the segment holds fewer than two frames of the video.
+        MediaError: the segment holds fewer than two frames of the video, or the video has no frame or no rate.
     """
+    _check_clock(visual, total_frames, video_fps)
     start, end = (_seconds(visual, key) for key in ("video_start", "video_end"))
     duration = total_frames / video_fps
     first, last = 0, total_frames - 1
@@ -267,6 +272,12 @@ def _resized(height, width, factor, visual, min_pixels, max_pixels) -> tuple[int
     return out
 
 
+def _check_clock(visual: Mapping, total_frames: int, video_fps: float) -> None:
+    if total_frames < 1 or not video_fps > 0:
+        what = f"a video of {total_frames} frames at {video_fps} frames per second cannot be sampled"
+        raise MediaError(what, where=_name(visual), fix="Check that the file is complete, or convert it with ffmpeg")
+
+
 def _check_size(height: int, width: int, min_pixels: float, max_pixels: float) -> None:
     if min(height, width) <= 0:
         raise MediaError(f"a visual of {width}x{height} pixels is empty", fix="Give a visual with at least one pixel")
@@ -274,6 +285,8 @@ def _check_size(height: int, width: int, min_pixels: float, max_pixels: float) -
         raise MediaError(
             f"the aspect ratio of a {width}x{height} visual exceeds {MAX_ASPECT_RATIO}", fix="Crop or pad the visual"
         )
+    if max_pixels <= 0:
+        raise MediaError(f"max_pixels={max_pixels:g} leaves no pixel", fix="Raise max_pixels")
     if max_pixels < min_pixels:
         raise MediaError(
             f"max_pixels={max_pixels:g} is below min_pixels={min_pixels:g}", fix="Lower min_pixels or raise max_pixels"
