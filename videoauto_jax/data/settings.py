@@ -105,20 +105,22 @@ def _image_budget(images: dict, folder: Path) -> Mapping[str, int]:
         "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
         "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
     }
-    for key, value in found.items():
-        if value and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ModelError(f"{key} of images is {value!r}, not a whole number", where=folder, fix=_OWN)
-    return {key: value for key, value in found.items() if value}
+    stated = {key: value for key, value in found.items() if value}
+    for key, value in stated.items():
+        _check_whole(f"{key} of images", value, 1, folder)
+    return stated
 
 
 def _check_sizes(vision: dict, folder: Path) -> None:
     least = {"patch_size": 1, "spatial_merge_size": 1}
     least |= dict.fromkeys(("num_position_embeddings", "window_size", "tokens_per_second"), 0)
     for key, smallest in least.items():
-        value = vision.get(key, smallest)
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            what = f"{key} is {value!r}, not a whole number of at least {smallest}"
-            raise ModelError(what, where=folder / "config.json", fix=_OWN)
+        _check_whole(key, vision.get(key, smallest), smallest, folder / "config.json")
+
+
+def _check_whole(name: str, value: object, smallest: int, where: Path) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise ModelError(f"{name} is {value!r}, not a whole number of at least {smallest}", where=where, fix=_OWN)
 
 
 def _check_patches(vision: dict, images: dict, folder: Path) -> None:
